@@ -1,0 +1,274 @@
+"""Composition: settings become a running process, and a signal ends it without losing anything."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from server.database import Database
+from server.digest import CATEGORIES, Digester
+from server.event_store import EventStore
+from server.journal import Hit, Journal
+from server.limits import Limiter
+from server.operations import Operations
+from server.pixel import Pixel, Receive, Scope, Send
+from server.routes import Routes
+from server.settings import Settings
+from tenants import event_ids
+from tenants.hits import Event, decode
+from tenants.tokens import Route
+
+log = structlog.get_logger()
+
+ASGIApp = Callable[[Scope, Receive, Send], Any]
+
+# The event loop and the digest's thread take turns: Python's default of 5 ms would be what hits wait for.
+_SWITCH_SECONDS = 0.001
+# Connections, idle ones too, not requests: more than any one machine's pixels hold open behind a proxy.
+_CONNECTIONS = 16_384
+# A debugging hit waits so long for its outcome; the digest usually needs a fifth of a second.
+_OUTCOME_SECONDS = 1.5
+# Of the 5 s a stop may take: what the digest gets for its current batch.
+_DRAIN_SECONDS = 2.0
+
+
+class CannotStart(Exception):
+    """The process cannot start; the message is one line that says why and what to do."""
+
+
+class _Outcomes:
+    """What became of a hit that carries debug=1: told by the digest where it runs here, else foretold."""
+
+    def __init__(self, digester: Digester | None) -> None:
+        self._digester = digester
+
+    def watch(self) -> int:
+        """See pixel.Outcomes."""
+        return self._digester.watch() if self._digester is not None and self._digester.active else 0
+
+    async def outcome(self, watch: int, hit: Hit, route: Route) -> tuple[str, tuple[str, ...]]:
+        """See pixel.Outcomes."""
+        if watch and self._digester is not None:
+            told = await self._digester.outcome(watch, _OUTCOME_SECONDS)
+            if told is not None:
+                return told
+        category = CATEGORIES[hit.category]
+        meaning = decode(category, hit.query, route.currency, hit.privacy)
+        if not isinstance(meaning, Event):
+            return f"rejected; reason={meaning.reason}", ()
+        if meaning.event_id is not None:
+            owner = await event_ids.owner(route.app_id, category, meaning.event_id)
+            # An id begins with the ms its hit came: an owner as young as this hit is this hit, digested meanwhile.
+            if owner is not None and int.from_bytes(owner[:6], "big") < hit.received_at:
+                return "duplicate", meaning.warnings
+        return "recorded", meaning.warnings
+
+
+def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
+    """Pixels first, before any router or middleware of the pages sees them."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if path.endswith(".gif") and path.count("/") == 2:
+                await pixel(scope, receive, send)
+                return
+            if path in ("/healthz", "/healthz/live", "/metrics"):
+                await operations(scope, receive, send)
+                return
+        await pages(scope, receive, send)
+
+    return application
+
+
+async def _no_pages(scope: Scope, receive: Receive, send: Send) -> None:
+    """In `collect`: nothing but pixels."""
+    if scope["type"] == "lifespan":
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": f"{message['type']}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    body = b"This process only takes pixels: /{app token}/event.gif or /{app token}/revenue.gif.\n"
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _each(seconds: float, work: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        work()
+
+
+@contextlib.asynccontextmanager
+async def _background(*jobs: Any) -> AsyncGenerator[None]:
+    """Run coroutines beside the block, cancelled at its end."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a process does beside taking pixels. `serve` digests and shows pages; `collect` does neither."""
+
+    pages: bool
+    # One of several on the port: their parent made sure that it is free, and says where they are.
+    worker: bool = False
+
+
+async def run(settings: Settings, role: Role) -> None:
+    """Serve until SIGTERM or SIGINT. Raises CannotStart, DatabaseUnavailable or EventStoreUnavailable."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    if not role.worker:
+        check_port(settings)
+    database = Database(settings.database_url)
+    await database.start()
+    for name in await database.migrate():
+        log.info("control database migrated", migration=name)
+    routes = Routes()
+    await routes.refresh()
+    store = digester = None
+    if role.pages:
+        store = EventStore(settings.events_url, settings.data_dir / "tmp")
+        if store.embedded:
+            await asyncio.to_thread(store.migrate)
+        digester = Digester(settings.journal_dir, store, routes)
+    limiter = Limiter(settings.run_dir)
+    journal = Journal(settings.journal_dir, settings.journal_max_bytes)
+    pixel = Pixel(routes, limiter, journal, _Outcomes(digester), settings.trusted_proxies)
+    operations = Operations(settings, database, journal, pixel, store, digester)
+    pages: ASGIApp = _no_pages
+    if store is not None:
+        from web.app import create_app  # not in `collect`: it would cost its start half a second and 40 MB
+
+        pages = create_app(store, settings.public_url, version("onepx"))
+
+    server = Server(
+        dispatch(pixel, operations, pages),
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=15_000),
+        websockets=False,
+        backlog=4096,
+        backpressure=_CONNECTIONS,
+        log_enabled=False,
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    digesting = asyncio.create_task(digester.run()) if digester is not None else None
+    async with _background(
+        routes.keep_fresh(),
+        _each(0.1, limiter.sync),
+        _each(1.0, journal.flush_limited),
+        *([] if role.worker else [announce(settings, role.pages)]),
+    ):
+        # Returns after it stopped accepting and answered what was waiting.
+        await server.serve()
+        log.info("stopping")
+        await journal.close()
+    if digester is not None and digesting is not None:
+        await digester.drain(_DRAIN_SECONDS)
+        stuck = digester.active
+    else:
+        stuck = False
+    limiter.close()
+    await database.close()
+    log.info("stopped")
+    if stuck:
+        # A thread waits for an event store that does not answer, and Python would wait for the thread. Its batch is
+        # remembered, so nothing depends on it.
+        os._exit(0)
+    if store is not None:
+        await asyncio.to_thread(store.close)
+
+
+async def announce(settings: Settings, pages: bool) -> None:
+    """Say once, when connections are taken, where and what to do next."""
+    while not await asyncio.to_thread(_accepts, settings):
+        await asyncio.sleep(0.02)
+    if pages:
+        hint = "make a tenant with `onepx tenant create`, or look around with `onepx demo`"
+        print(f"onepx serves {settings.public_url} — next: {hint}; Ctrl-C stops.", flush=True)  # noqa: T201
+    else:
+        print(f"onepx collects pixels on http://{settings.host}:{settings.port}; Ctrl-C stops.", flush=True)  # noqa: T201
+
+
+def _accepts(settings: Settings) -> bool:
+    try:
+        socket.create_connection((settings.host, settings.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def check_port(settings: Settings) -> None:
+    """Raises CannotStart when the port is taken. Granian shares a port with whoever has it (SO_REUSEPORT): two servers would each get half of the hits."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CannotStart(
+                f"Port {settings.port} on {settings.host} cannot be had ({error.strerror}); "
+                "choose another with --port or ONEPX_PORT."
+            ) from None
+
+
+@contextlib.contextmanager
+def own_data_dir(settings: Settings) -> Any:
+    """Hold the data folder as its one `onepx serve` with the embedded event store. Raises CannotStart."""
+    path = settings.run_dir / "serve.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = running_server(settings) or {}
+            raise CannotStart(
+                f"Another onepx serve (process {other.get('pid', '?')}) uses the data folder {settings.data_dir}; "
+                "its event store is for one process. Stop it, or give this one another ONEPX_DATA_DIR."
+            ) from None
+        os.ftruncate(fd, 0)
+        about = {"pid": os.getpid(), "host": settings.host, "port": settings.port, "since": time.time()}
+        os.pwrite(fd, json.dumps(about).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def running_server(settings: Settings) -> dict[str, Any] | None:
+    """What the `onepx serve` that owns the data folder wrote about itself; None when none runs."""
+    path: Path = settings.run_dir / "serve.lock"
+    try:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return json.loads(file.read() or b"{}")
+    except FileNotFoundError:
+        pass
+    return None

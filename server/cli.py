@@ -1,0 +1,470 @@
+"""The command line: one verb a function. The help text is the manual.
+
+Errors are one line on standard error and exit status 2. `--json` prints one object on standard output.
+"""
+
+import argparse
+import asyncio
+import functools
+import json
+import shutil
+import sys
+import urllib.request
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import uvloop
+
+from server import logs
+from server.app import CannotStart, Role, announce, check_port, own_data_dir, run, running_server
+from server.database import Database
+from server.digest import State
+from server.event_store import EventStore
+from server.settings import Settings, WrongSetting
+from server.workers import supervise
+from tenants import accounts, apps, keys, tokens
+from tenants.errors import InvalidValue, NotFound, Unavailable
+from tenants.tables import App, Tenant
+
+Arguments = argparse.Namespace
+
+
+class _Stop(Exception):
+    """End with this line on standard error and status 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, where argparse prints its usage too."""
+        raise _Stop(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main() -> None:
+    """The command `onepx`."""
+    try:
+        arguments = _parser().parse_args()
+        settings = Settings.from_environment(
+            host=getattr(arguments, "host", None), port=getattr(arguments, "port", None)
+        )
+        logs.set_up(settings.log_level, settings.log_format)
+        if settings.unknown and not getattr(arguments, "worker_of", None):
+            print(f"onepx: not a setting, ignored: {', '.join(settings.unknown)}", file=sys.stderr)
+        status = arguments.verb(settings, arguments)
+    except (_Stop, WrongSetting, CannotStart, Unavailable, InvalidValue) as error:
+        print(f"onepx: {str(error).removeprefix('onepx: ')}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(status)
+
+
+# serve, collect
+
+
+def _serve(settings: Settings, arguments: Arguments) -> int:
+    if settings.embedded_events:
+        if arguments.workers > 1:
+            raise _Stop(
+                "the embedded event store is for one process, so serve has one worker; for more cores start "
+                "`onepx collect` beside it, or set ONEPX_EVENTS_URL to a ClickHouse server"
+            )
+        settings = settings.prepare_data_dir()
+        with own_data_dir(settings):
+            uvloop.run(run(settings, Role(pages=True)))
+        return 0
+    return _run_workers(settings, arguments, pages=True)
+
+
+def _collect(settings: Settings, arguments: Arguments) -> int:
+    return _run_workers(settings, arguments, pages=False)
+
+
+def _run_workers(settings: Settings, arguments: Arguments, pages: bool) -> int:
+    settings = settings.prepare_data_dir()
+    if arguments.workers == 1 or arguments.worker_of:
+        uvloop.run(run(settings, Role(pages, worker=bool(arguments.worker_of))))
+        return 0
+    check_port(settings)
+    verb = "serve" if pages else "collect"
+    child = [verb, "--host", settings.host, "--port", str(settings.port)]
+    return asyncio.run(supervise(arguments.workers, child, announce(settings, pages)))
+
+
+# migrate, check
+
+
+def _migrate(settings: Settings, arguments: Arguments) -> int:
+    settings = settings.prepare_data_dir()
+
+    async def migrate() -> list[str]:
+        database = Database(settings.database_url)
+        await database.start()
+        try:
+            return await database.migrate()
+        finally:
+            await database.close()
+
+    control = asyncio.run(migrate())
+    server = running_server(settings) if settings.embedded_events else None
+    events: list[str] = []
+    if server is None:
+        with own_data_dir(settings) if settings.embedded_events else _nothing():
+            store = EventStore(settings.events_url, settings.data_dir / "tmp")
+            events = store.migrate()
+            store.close()
+    if arguments.json:
+        print(json.dumps({"control": control, "events": events}))
+        return 0
+    print(f"control database: {', '.join(control) or 'nothing to do'}")
+    if server is not None:
+        print(
+            f"event store: held by the running onepx serve (process {server.get('pid')}), which migrated it at its start"
+        )
+    else:
+        print(f"event store: {', '.join(events) or 'nothing to do'}")
+    return 0
+
+
+def _check(settings: Settings, arguments: Arguments) -> int:
+    settings = settings.prepare_data_dir()
+    problems: list[str] = [f"{name} is not a setting; remove or correct it" for name in settings.unknown]
+    server = running_server(settings)
+
+    async def ask_database() -> list[str]:
+        database = Database(settings.database_url)
+        await database.start()
+        try:
+            await database.ping()
+            return await database.pending()
+        finally:
+            await database.close()
+
+    findings: dict[str, str] = {}
+    try:
+        pending = asyncio.run(ask_database())
+        findings["control database"] = "ok" if not pending else f"schema behind: {', '.join(pending)}"
+        problems += ["the control database's schema is behind; run `onepx migrate`"] if pending else []
+    except Unavailable as error:
+        findings["control database"] = str(error)
+        problems.append(f"{error}; check ONEPX_DATABASE_URL and that the database runs")
+    try:
+        findings["event store"], advice = _check_events(settings, server)
+        problems += [advice] if advice else []
+    except Unavailable as error:
+        findings["event store"] = str(error)
+        problems.append(f"event store: {error}; check ONEPX_EVENTS_URL and that the server runs")
+
+    free = shutil.disk_usage(settings.data_dir).free
+    findings["disk"] = f"{free / 1024**3:.1f} GiB free in {settings.data_dir}"
+    if free < settings.journal_max_bytes:
+        problems.append(
+            f"the disk has {free / 1024**3:.1f} GiB free, less than the journal may take "
+            f"({settings.journal_max_bytes / 1024**3:.1f} GiB): make room, or lower ONEPX_JOURNAL_MAX_BYTES"
+        )
+    state = State(settings.journal_dir)
+    aside = len(state.set_aside())
+    state.close()
+    findings["set aside"] = f"{aside} hits"
+    if aside:
+        problems.append(
+            f"{aside} hits could not be digested; see `onepx digest show`, then `onepx digest retry`"
+        )
+    if server is not None:
+        findings["server"] = f"onepx serve runs as process {server.get('pid')} on port {server.get('port')}"
+    else:
+        findings["server"] = "no onepx serve with the embedded event store runs on this data folder"
+
+    if arguments.json:
+        values = {name: value for name, value, _ in settings.shown()}
+        print(
+            json.dumps({"ok": not problems, "settings": values, "findings": findings, "problems": problems})
+        )
+    else:
+        for name, value, _ in settings.shown():
+            print(f"{name:26} {value}")
+        print()
+        for name, finding in findings.items():
+            print(f"{name:26} {finding}")
+        print()
+        print("\n".join(f"wrong: {problem}" for problem in problems) or "All is well.")
+    return 1 if problems else 0
+
+
+def _check_events(settings: Settings, server: dict[str, Any] | None) -> tuple[str, str | None]:
+    """(what was found, what to do about it) of the event store."""
+    if settings.embedded_events and server is not None:
+        url = f"http://{server.get('host')}:{server.get('port')}/healthz"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 (our own address)
+                found = json.load(answer)["checks"]["event_store"]
+        except OSError as error:
+            return (
+                f"the running server does not answer: {error}",
+                f"{url} does not answer; look at the server's log",
+            )
+        return ("ok (asked the running server)", None) if found["ok"] else (found["error"], found["error"])
+    with own_data_dir(settings) if settings.embedded_events else _nothing():
+        store = EventStore(settings.events_url, settings.data_dir / "tmp")
+        try:
+            pending = store.pending()
+        finally:
+            store.close()
+    if pending:
+        return (
+            f"schema behind: {', '.join(pending)}",
+            "the event store's schema is behind; run `onepx migrate`",
+        )
+    return "ok", None
+
+
+# tenant, app, key
+
+
+def _with_database(
+    work: Callable[[Settings, Arguments], Awaitable[int]],
+) -> Callable[[Settings, Arguments], int]:
+    """Run a verb's coroutine with the control database at hand, its schema up to date."""
+
+    @functools.wraps(work)
+    def verb(settings: Settings, arguments: Arguments) -> int:
+        settings = settings.prepare_data_dir()
+
+        async def body() -> int:
+            database = Database(settings.database_url)
+            await database.start()
+            try:
+                await database.migrate()
+                return await work(settings, arguments)
+            finally:
+                await database.close()
+
+        return asyncio.run(body())
+
+    return verb
+
+
+async def _tenant(arguments: Arguments) -> Tenant:
+    try:
+        return await accounts.tenant_by_email(arguments.tenant)
+    except NotFound:
+        raise _Stop(
+            f"no tenant's owner has the e-mail address {arguments.tenant}; see `onepx tenant create`"
+        ) from None
+
+
+async def _app(arguments: Arguments) -> tuple[Tenant, App]:
+    tenant = await _tenant(arguments)
+    try:
+        return tenant, await apps.app_by_token(tenant, arguments.token)
+    except NotFound:
+        raise _Stop("this token is none of that tenant's apps'") from None
+
+
+def _say(arguments: Arguments, data: dict[str, Any], text: str) -> int:
+    print(json.dumps(data) if arguments.json else text)
+    return 0
+
+
+@_with_database
+async def _tenant_create(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    tenant, user = await accounts.create_tenant(arguments.name, arguments.email, arguments.password)
+    data = {"tenant": tenant.name, "email": user.email, "rate": tenant.rate, "burst": tenant.burst}
+    hint = f'next: onepx app create --tenant {user.email} --name "My site"'
+    return _say(arguments, data, f"Tenant {tenant.name}, {user.email}. {hint}")
+
+
+@_with_database
+async def _tenant_limit(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    tenant = await _tenant(arguments)
+    await accounts.set_limit(tenant, arguments.rate, arguments.burst)
+    data = {"tenant": tenant.name, "rate": tenant.rate, "burst": tenant.burst}
+    return _say(
+        arguments, data, f"{tenant.name}: {tenant.rate:,} events a second, bursts of {tenant.burst:,}."
+    )
+
+
+@_with_database
+async def _app_create(settings: Settings, arguments: Arguments) -> int:
+    tenant = await _tenant(arguments)
+    app, token = await apps.create_app(tenant, arguments.name, arguments.currency)
+    url = f"{settings.pixel_url}/{token}/event.gif?event_token=signup"
+    data = {"token": token, "app": str(app.id), "name": app.name, "currency": app.currency, "pixel": url}
+    return _say(arguments, data, f"{token}\nApp {app.name}, {app.currency}. A first hit: curl -i '{url}'")
+
+
+@_with_database
+async def _app_rotate(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    _, app = await _app(arguments)
+    token = await tokens.rotate(app, timedelta(hours=arguments.overlap_hours))
+    text = f"{token}\nThe app's other tokens end in {arguments.overlap_hours:g} hours: change the snippets until then."
+    return _say(arguments, {"token": token, "overlap_hours": arguments.overlap_hours}, text)
+
+
+@_with_database
+async def _app_revoke(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    tenant, app = await _app(arguments)
+    await tokens.revoke(tenant, arguments.token)
+    return _say(
+        arguments,
+        {"revoked": arguments.token},
+        f"Revoked: hits with this token of {app.name} get 404 within 2 s.",
+    )
+
+
+@_with_database
+async def _key_create(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    key, text = await keys.create_key(await _tenant(arguments), arguments.name)
+    data = {"key": text, "name": key.name, "prefix": key.prefix}
+    return _say(arguments, data, f"{text}\nKept as a hash only: this is the one time it is shown.")
+
+
+# digest, demo
+
+
+def _digest_show(settings: Settings, arguments: Arguments) -> int:
+    state = State(settings.prepare_data_dir().journal_dir)
+    found = state.set_aside()
+    state.close()
+    rows = [{"number": number, "error": error, "attempts": attempts} for number, error, attempts in found]
+    lines = [f"{row['number']:>6}  tried {row['attempts']}x  {row['error']}" for row in rows]
+    return _say(arguments, {"set_aside": rows}, "\n".join(lines) or "No hit is set aside.")
+
+
+def _digest_retry(settings: Settings, arguments: Arguments) -> int:
+    state = State(settings.prepare_data_dir().journal_dir)
+    count = state.retry_all()
+    state.close()
+    text = (
+        f"{count} hits will be tried again by the process that digests." if count else "No hit is set aside."
+    )
+    return _say(arguments, {"retried": count}, text)
+
+
+def _demo(settings: Settings, arguments: Arguments) -> int:
+    from server.demo import make_demo  # the one verb that needs it
+
+    return _say(arguments, *make_demo(settings.prepare_data_dir()))
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="onepx",
+        description="A multi-tenant tracking pixel service: durable hits, events and revenue per app.",
+        epilog="Settings come from the environment, all named ONEPX_…; `onepx check` shows them. "
+        "Every verb works while the server runs.",
+    )
+    parser.add_argument("--version", action="version", version=f"onepx {version('onepx')}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(
+        to: Any, name: str, about: str, run: Callable[[Settings, Arguments], int], data: bool = True
+    ) -> _Parser:
+        made: _Parser = to.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        made.set_defaults(verb=run)
+        if data:
+            made.add_argument("--json", action="store_true", help="print one JSON object")
+        return made
+
+    def group(name: str, about: str) -> Any:
+        made = verbs.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        return made.add_subparsers(metavar="VERB", required=True)
+
+    def of_tenant(made: _Parser) -> _Parser:
+        made.add_argument(
+            "--tenant", required=True, metavar="EMAIL", help="the tenant owner's e-mail address"
+        )
+        return made
+
+    for name, about, run_it in (
+        (
+            "serve",
+            "run everything: pixels, digestion, API (more than one worker needs a ClickHouse server)",
+            _serve,
+        ),
+        (
+            "collect",
+            "take pixels only, into the journal that `onepx serve` on this machine digests",
+            _collect,
+        ),
+    ):
+        made = verb(verbs, name, about, run_it, data=False)
+        made.add_argument("--host", help="address to listen on (ONEPX_HOST)")
+        made.add_argument("--port", help="port to listen on (ONEPX_PORT)")
+        made.add_argument("--workers", type=_count, default=1, help="processes that share the port (1)")
+        made.add_argument("--worker-of", type=int, help=argparse.SUPPRESS)
+    verb(verbs, "migrate", "bring the schemas of both databases up to date", _migrate)
+    verb(
+        verbs, "check", "look at configuration, databases, schema and disk: what is wrong, what to do", _check
+    )
+
+    tenant = group("tenant", "customers")
+    made = verb(tenant, "create", "make a tenant and its owner", _tenant_create)
+    made.add_argument("--email", required=True, help="the owner's e-mail address")
+    made.add_argument("--name", required=True, help="the tenant's name")
+    made.add_argument(
+        "--password", help="the owner's password; without one there is no login until it is set"
+    )
+    made = of_tenant(verb(tenant, "limit", "limit a tenant's hits, over all its apps", _tenant_limit))
+    made.add_argument("--rate", type=_count, required=True, help="events a second")
+    made.add_argument("--burst", type=_count, required=True, help="events at once")
+
+    app = group("app", "a tenant's apps and their tokens")
+    made = of_tenant(verb(app, "create", "make an app and print its token", _app_create))
+    made.add_argument("--name", required=True, help="the app's name")
+    made.add_argument("--currency", default="USD", help="ISO 4217 code taken where a hit names none (USD)")
+    made = of_tenant(verb(app, "rotate", "issue a new token and let the app's others run out", _app_rotate))
+    made.add_argument("--token", required=True, help="any token of the app")
+    made.add_argument("--overlap-hours", type=_hours, default=24.0, help="how long the others go on (24)")
+    made = of_tenant(verb(app, "revoke", "end a token at once", _app_revoke))
+    made.add_argument("--token", required=True, help="the token")
+
+    key = group("key", "API keys")
+    made = of_tenant(verb(key, "create", "make an API key and print it, once", _key_create))
+    made.add_argument("--name", required=True, help="what the key is for")
+
+    digest = group("digest", "hits that could not be digested")
+    verb(digest, "show", "list the hits set aside, with their errors", _digest_show)
+    verb(digest, "retry", "have all hits set aside digested again", _digest_retry)
+    verb(verbs, "demo", "make a demo tenant with 90 days of events, and say how to look at it", _demo)
+    return parser
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return number
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    # A year: later than that nobody remembers which token was to end.
+    if not 0 <= hours <= 8784:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours from 0 to 8784")
+    return hours
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The control database: one engine, on SQLite or PostgreSQL, bound to every table of `tenants.tables`."""
+# Piccolo keeps a table's engine in `_meta`, and its annotations leave types open, as do asyncpg's.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+
+import asyncio
+import fcntl
+import importlib
+import io
+import os
+import re
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiosqlite
+import asyncpg
+from piccolo.apps.migrations.tables import Migration
+from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionType, dict_factory
+
+import migrations
+from server.settings import redact
+from tenants.errors import Unavailable
+from tenants.errors import Unavailable
+from tenants.tables import TABLES, transaction
+
+MIGRATIONS = Path(migrations.__file__ or "").parent / "control"
+
+# How long a statement waits for another process's write, or a start for the server.
+PATIENCE_SECONDS = 10.0
+# A readiness check should say "no" before whoever asks gives up.
+PING_SECONDS = 5.0
+# Any number, as long as no other program takes the same lock in the same PostgreSQL database.
+MIGRATION_LOCK = 0x6F6E657078
+
+
+class DatabaseUnavailable(Unavailable):
+    """The control database cannot be used; the message is one line: which, without its password, and why."""
+
+
+class Database:
+    """The control database at `url`: `sqlite:///absolute/path`, `postgres://…` or `postgresql://…`.
+
+    Making one binds the tables to it, for the whole process; nothing is opened before `start`. PostgreSQL's
+    connections belong to the event loop that called `start`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.shown = redact(url).partition("?")[0]
+        scheme, _, rest = url.partition("://")
+        if scheme == "sqlite":
+            self._engine = _SQLite(Path("/" + rest.lstrip("/")))
+        elif scheme in ("postgres", "postgresql"):
+            self._engine = _Postgres({"dsn": url})
+        else:
+            raise DatabaseUnavailable(
+                "A control database is sqlite:///path or postgres://user:password@host/name."
+            )
+        for table in (*TABLES, Migration):
+            table._meta.db = self._engine
+
+    async def start(self) -> None:
+        """Make it ready for queries; raises DatabaseUnavailable."""
+        with self._one_line_errors():
+            if isinstance(self._engine, _Postgres):
+                # One connection to begin with: most processes never need a second, and PostgreSQL has few.
+                try:
+                    await self._engine.start_connection_pool(
+                        min_size=1, max_size=10, timeout=PATIENCE_SECONDS
+                    )
+                except ValueError:
+                    # Its message repeats parts of the URL, maybe of the password.
+                    raise DatabaseUnavailable(
+                        f"Control database {self.shown}: this address cannot be understood."
+                    ) from None
+            else:
+                await asyncio.to_thread(_switch_to_wal, self._engine.file)
+
+    async def close(self) -> None:
+        """Let go of its connections."""
+        if isinstance(self._engine, _Postgres) and self._engine.pool:
+            await self._engine.close_connection_pool()
+
+    async def ping(self) -> None:
+        """Ask it something small; raises DatabaseUnavailable."""
+        with self._one_line_errors():
+            async with asyncio.timeout(PING_SECONDS):
+                await Migration.table_exists()
+
+    async def pending(self) -> list[str]:
+        """The ids of migrations still to be applied; raises DatabaseUnavailable."""
+        with self._one_line_errors():
+            applied: list[str] = []
+            if await Migration.table_exists():
+                applied = await Migration.get_migrations_which_ran("control")
+            return sorted(_migration_modules().keys() - set(applied))
+
+    async def migrate(self) -> list[str]:
+        """Apply what is pending, all or nothing; returns the ids. Of two that start at once the second waits.
+
+        Raises DatabaseUnavailable.
+        """
+        # Piccolo's runner imports a code formatter (0.1 s): not when there is nothing to run.
+        if not await self.pending():
+            return []
+        control = importlib.import_module("migrations.control")
+        control.DB = self._engine  # pyright: ignore[reportAttributeAccessIssue]
+        os.environ["PICCOLO_CONF"] = control.__name__
+        # A migration's own transaction and the row that records it join this one.
+        with self._one_line_errors():
+            async with transaction():
+                if isinstance(self._engine, _Postgres):
+                    await Migration.raw("SELECT pg_advisory_xact_lock({})", MIGRATION_LOCK)
+                await Migration.create_table(if_not_exists=True)
+                pending = await self.pending()
+                modules = _migration_modules()
+                for migration_id in pending:
+                    module = importlib.import_module(f"{control.__name__}.{modules[migration_id]}")
+                    manager = await module.forwards()
+                    # It prints its progress, where a command may be printing JSON.
+                    with redirect_stdout(io.StringIO()):
+                        await manager.run()
+                    await Migration(name=migration_id, app_name="control").save()
+        return pending
+
+    @contextmanager
+    def _one_line_errors(self) -> Generator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise DatabaseUnavailable(f"Control database {self.shown}: {reason}") from error
+
+
+def _migration_modules() -> dict[str, str]:
+    """Module name by migration id, read without importing any."""
+    modules: dict[str, str] = {}
+    for path in MIGRATIONS.glob("*.py"):
+        found = re.search(r'^ID = "(.+)"$', path.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            modules[found[1]] = path.stem
+    return modules
+
+
+def _switch_to_wal(path: Path) -> None:
+    """Let readers and the writer go on side by side; the file remembers it.
+
+    SQLite does not wait but fails when two processes switch at once (12 of 160 starts in a trial), hence
+    the lock.
+    """
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection = sqlite3.connect(
+            path, factory=_Connection, timeout=PATIENCE_SECONDS, isolation_level=None
+        )
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        finally:
+            connection.close()
+    if mode != "wal":
+        raise sqlite3.OperationalError("its disk does not allow write-ahead logging; use a local one")
+
+
+class _Connection(sqlite3.Connection):
+    """Piccolo opens a connection a query: this is the one place that all of them pass."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.execute("PRAGMA foreign_keys = ON")
+        # What was committed survives a power cut: a claimed event_id must not be claimed by a second hit.
+        self.execute("PRAGMA synchronous = FULL")
+
+
+class _SQLiteTransaction(SQLiteTransaction):
+    """Piccolo's, but its connection (a thread, maybe the write lock) is let go whatever fails."""
+
+    async def begin(self) -> None:
+        try:
+            await super().begin()
+        except BaseException:
+            await self.connection.close()
+            raise
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if self._parent:
+            return False
+        self.engine.current_transaction.reset(self.context)
+        try:
+            if exception is None:
+                await self.commit()
+        finally:
+            # Closing rolls back what is not committed.
+            await self.connection.close()
+        return False
+
+
+class _SQLite(SQLiteEngine):
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        super().__init__(str(file), timeout=PATIENCE_SECONDS, factory=_Connection)
+
+    async def get_connection(self) -> aiosqlite.Connection:
+        arguments: dict[str, Any] = self.connection_kwargs
+        connection = await aiosqlite.connect(**arguments)
+        connection.row_factory = dict_factory  # pyright: ignore[reportAttributeAccessIssue]
+        return connection
+
+    def transaction(
+        self, transaction_type: TransactionType = TransactionType.immediate, allow_nested: bool = True
+    ) -> SQLiteTransaction:
+        return _SQLiteTransaction(self, transaction_type, allow_nested)
+
+
+class _PostgresTransaction(PostgresTransaction):
+    """Piccolo's, but its connection goes back to the pool whatever fails: after ten leaks all would wait."""
+
+    async def begin(self) -> None:
+        try:
+            await super().begin()
+        except BaseException:
+            await self._release()
+            raise
+
+    async def __aexit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if self._parent:
+            return False
+        self.engine.current_transaction.reset(self.context)
+        try:
+            if exception is None:
+                await self.commit()
+            elif not self.connection.is_closed():
+                await self.rollback()
+        finally:
+            await self._release()
+        return False
+
+    async def _release(self) -> None:
+        assert self.engine.pool is not None
+        await self.engine.pool.release(self.connection)
+
+
+class _Postgres(PostgresEngine):
+    async def check_version(self) -> None:
+        """Piccolo asks the server while the engine is being made: here nothing is opened before `start`."""
+
+    def transaction(self, allow_nested: bool = True) -> PostgresTransaction:
+        return _PostgresTransaction(self, allow_nested)

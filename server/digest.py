@@ -1,0 +1,533 @@
+"""The digest: from the journal to the event store, in batches, each exactly once.
+
+A batch is a fixed range of the journal, remembered on disk before anything of it is inserted; the inserts carry tokens
+made from that range, and the journal moves on only after them. Killed anywhere in between, the same range is digested
+again to the same rows, under the same tokens.
+
+    range -> decode -> claim event ids -> insert events, rejections, traffic -> move on -> remove digested segments
+
+What fails is told apart: the store is away or full -> the batch waits and is tried again; a hit cannot be digested (a
+bug of ours) -> it alone is set aside with its error, for `onepx digest retry`.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable
+from server.journal import (
+    Backlog,
+    DamagedSegment,
+    Hit,
+    hit_id,
+    read_frames,
+    remove_if_done,
+    segment_sizes,
+    set_damaged_aside,
+)
+from server.routes import Routes
+from tenants import event_ids
+from tenants.event_ids import Claim
+from tenants.events import OUTCOMES, Row, event_row, rejection_row
+from tenants.hits import Category, Event, Rejection, decode
+from tenants.tokens import Route
+
+log = structlog.get_logger()
+
+# A batch as large as this costs the store little more than a small one, and is decoded in a third of a second.
+_BATCH_HITS = 20_000
+_BATCH_BYTES = 16 * 1024**2
+# Small batches make many parts, so wait this long between them; "readable within 2 s" leaves room for it.
+_PAUSE_SECONDS = 0.2
+_RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
+# A claim's bookkeeping runs on the event loop, beside the pixels: keep each turn short.
+_CLAIMS_AT_ONCE = 500
+_PURGE_SECONDS = 3600.0
+_EVENT_ID_DAYS = 30
+
+CATEGORIES: tuple[Category, Category] = ("event", "revenue")
+Decode = Callable[[Category, bytes, str, bool], Event | Rejection]
+
+
+@dataclass
+class Batch:
+    """A fixed piece of work: ranges of segments (name, start, end), or rows of `set_aside`, never both."""
+
+    ranges: list[tuple[str, int, int]] = field(default_factory=list)
+    retried: list[int] = field(default_factory=list)
+    hits: list[tuple[int, Hit]] = field(default_factory=list)
+    limited: list[tuple[bytes, int, int]] = field(default_factory=list)
+
+    @property
+    def token(self) -> str:
+        """What the inserts of exactly this piece of work are known by."""
+        named = repr(
+            self.ranges or [(number, f"{self.hits[i][0]:x}") for i, number in enumerate(self.retried)]
+        )
+        return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
+
+
+@dataclass
+class Understood:
+    """What a batch's hits mean. `failed`: hits that could not be digested, with the error."""
+
+    events: list[Row] = field(default_factory=list)
+    rejections: list[Row] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    duplicates: int = 0
+    traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter)
+    failed: dict[int, str] = field(default_factory=dict)
+    # Row id -> (headers of a watched hit, its number)
+    watched: dict[int, tuple[int, str, tuple[str, ...]]] = field(default_factory=dict)
+
+
+class State:
+    """What the digest must not forget, in one SQLite file beside the segments."""
+
+    def __init__(self, folder: Path) -> None:
+        self._db = sqlite3.connect(
+            folder / "digest.sqlite3", isolation_level=None, timeout=10, check_same_thread=False
+        )
+        self._db.executescript(
+            """
+            PRAGMA journal_mode = WAL;
+            PRAGMA synchronous = FULL;
+            CREATE TABLE IF NOT EXISTS position (segment TEXT PRIMARY KEY, digested INTEGER NOT NULL);
+            CREATE TABLE IF NOT EXISTS batch (one INTEGER PRIMARY KEY CHECK (one = 1), work TEXT NOT NULL);
+            CREATE TABLE IF NOT EXISTS set_aside (
+                number INTEGER PRIMARY KEY, hit_id BLOB NOT NULL UNIQUE, hit BLOB NOT NULL, error TEXT NOT NULL,
+                attempts INTEGER NOT NULL DEFAULT 1, retry INTEGER NOT NULL DEFAULT 0);
+            """
+        )
+
+    def positions(self) -> dict[str, int]:
+        return dict(self._db.execute("SELECT segment, digested FROM position"))
+
+    def begun(self) -> Batch | None:
+        """The batch that was remembered and not finished, without its hits."""
+        row = self._db.execute("SELECT work FROM batch").fetchone()
+        if row is None:
+            return None
+        ranges, retried = msgspec.json.decode(row[0], type=tuple[list[tuple[str, int, int]], list[int]])
+        return Batch(ranges, retried)
+
+    def begin(self, batch: Batch) -> None:
+        work = msgspec.json.encode((batch.ranges, batch.retried)).decode()
+        self._db.execute("INSERT INTO batch VALUES (1, ?)", (work,))
+
+    def finish(self, batch: Batch, failed: Mapping[int, str]) -> None:
+        """Move on: all of the batch is in the store, but for `failed` (hit id -> error), which is set aside."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:
+            for segment, _, end in batch.ranges:
+                self._db.execute(
+                    "INSERT INTO position VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET digested = excluded.digested",
+                    (segment, end),
+                )
+            for number, (named, hit) in zip(batch.retried, batch.hits, strict=False):
+                if named not in failed:
+                    self._db.execute("DELETE FROM set_aside WHERE number = ?", (number,))
+                del hit
+            hits = dict(batch.hits) if failed else {}
+            for named, error in failed.items():
+                self._db.execute(
+                    "INSERT INTO set_aside (hit_id, hit, error) VALUES (?, ?, ?) ON CONFLICT (hit_id) DO UPDATE "
+                    "SET error = excluded.error, attempts = attempts + 1, retry = 0",
+                    (named.to_bytes(16, "big"), msgspec.msgpack.encode(hits[named]), error),
+                )
+            self._db.execute("DELETE FROM batch")
+
+    def forget(self, segments: Iterable[str]) -> None:
+        self._db.executemany("DELETE FROM position WHERE segment = ?", [(name,) for name in segments])
+
+    def to_retry(self, numbers: list[int] | None = None) -> list[tuple[int, int, Hit]]:
+        """(number, hit id, hit) of the set-aside hits to be retried now, or of exactly `numbers`."""
+        where = "retry = 1 ORDER BY number LIMIT 1000"
+        if numbers is not None:
+            where = f"number IN ({', '.join(map(str, numbers))}) ORDER BY number"
+        rows = self._db.execute(f"SELECT number, hit_id, hit FROM set_aside WHERE {where}")
+        return [
+            (n, int.from_bytes(named, "big"), msgspec.msgpack.decode(hit, type=Hit)) for n, named, hit in rows
+        ]
+
+    def set_aside(self) -> list[tuple[int, str, int]]:
+        """(number, error, attempts) of every hit set aside."""
+        return self._db.execute("SELECT number, error, attempts FROM set_aside ORDER BY number").fetchall()
+
+    def retry_all(self) -> int:
+        """Have the digest try all set-aside hits again, in whatever process it runs; returns how many."""
+        return self._db.execute("UPDATE set_aside SET retry = 1").rowcount
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def understand(
+    hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], decode: Decode = decode
+) -> Understood:
+    """Decode hits into rows. A hit whose decoding raises ends in `failed`; one of a deleted app is dropped."""
+    found = Understood()
+    events, rejections, traffic = found.events, found.rejections, found.traffic
+    number_of: dict[bytes, int] = {}
+    for named, hit in hits:
+        try:
+            route = by_app.get(hit.app_id)
+            if route is None:
+                continue
+            app = number_of.get(hit.app_id)
+            if app is None:
+                app = number_of[hit.app_id] = int.from_bytes(hit.app_id, "big")
+            category = CATEGORIES[hit.category]
+            meaning = decode(category, hit.query, route.currency, hit.privacy)
+            minute = hit.received_at // 60_000 * 60
+            if isinstance(meaning, Event):
+                events.append(
+                    event_row(
+                        meaning,
+                        app,
+                        hit.received_at,
+                        named,
+                        category,
+                        int.from_bytes(hit.visitor_id, "big") if hit.visitor_id else 0,
+                        hit.network,
+                        hit.user_agent,
+                        hit.referrer,
+                        hit.sec_purpose,
+                    )
+                )
+                if meaning.event_id is not None:
+                    claim = Claim(
+                        UUID(bytes=hit.app_id),
+                        category,
+                        meaning.event_id,
+                        named.to_bytes(16, "big"),
+                        hit.received_at,
+                    )
+                    found.claims.append(claim)
+                traffic[app, minute, "recorded"] += 1
+                if hit.watch:
+                    found.watched[named] = (hit.watch, "recorded", meaning.warnings)
+            else:
+                rejections.append(rejection_row(meaning, app, hit.received_at, named, category))
+                traffic[app, minute, "rejected"] += 1
+                if hit.watch:
+                    found.watched[named] = (hit.watch, f"rejected; reason={meaning.reason}", ())
+        except Exception as error:  # whatever it is, it is this hit's, and must not hold up the others
+            found.failed[named] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
+    """Take the events whose `event_id` another hit owns out of the rows, and count them as duplicates."""
+    if not duplicates:
+        return
+    numbers = {int.from_bytes(named, "big") for named in duplicates}
+    kept: list[Row] = []
+    for row in found.events:
+        app, received_at, named = row[0], row[1], row[2]
+        if named not in numbers:
+            kept.append(row)
+            continue
+        minute = received_at // 60_000 * 60
+        found.traffic[app, minute, "recorded"] -= 1
+        found.traffic[app, minute, "duplicate"] += 1
+        found.duplicates += 1
+        if named in found.watched:
+            watch, _, warnings = found.watched[named]
+            found.watched[named] = (watch, "duplicate", warnings)
+    found.events = kept
+
+
+def traffic_rows(
+    traffic: Mapping[tuple[int, int, str], int], limited: Iterable[tuple[bytes, int, int]]
+) -> list[Row]:
+    """Rows of `traffic`: one an app and minute."""
+    counts: dict[tuple[int, int], dict[str, int]] = {}
+    for (app, minute, outcome), count in traffic.items():
+        counts.setdefault((app, minute), dict.fromkeys(OUTCOMES, 0))[outcome] += count
+    for app_id, minute, count in limited:
+        counts.setdefault((int.from_bytes(app_id, "big"), minute), dict.fromkeys(OUTCOMES, 0))["limited"] += (
+            count
+        )
+    return [(app, minute, *n.values()) for (app, minute), n in sorted(counts.items()) if any(n.values())]
+
+
+@dataclass
+class DigestFigures:
+    """What this process digested since it started, for /metrics."""
+
+    recorded: int = 0
+    rejected: int = 0
+    duplicate: int = 0
+    set_aside: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+
+
+class Digester:
+    """Digests a machine's journal in the one process that holds its lock; the others stand by."""
+
+    def __init__(self, folder: Path, store: EventStore, routes: Routes, decode: Decode = decode) -> None:
+        self.figures = DigestFigures()
+        self.active = False
+        # Why the last batch could not be digested; None while all is well.
+        self.trouble: str | None = None
+        self._folder = folder
+        self._store = store
+        self._routes = routes
+        self._decode = decode
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="digest")
+        self._state: State | None = None
+        self._stopping = asyncio.Event()
+        self._nudge = asyncio.Event()
+        self._watches: dict[int, asyncio.Future[tuple[str, tuple[str, ...]]]] = {}
+        self._purged = 0.0
+
+    # Watched hits (debug=1)
+
+    def watch(self) -> int:
+        """A number that marks a hit whose outcome this process waits for."""
+        number = secrets.randbits(63) | 1
+        self._watches[number] = asyncio.get_running_loop().create_future()
+        self._nudge.set()
+        return number
+
+    async def outcome(self, watch: int, seconds: float) -> tuple[str, tuple[str, ...]] | None:
+        """(result, warnings) of the watched hit, or None when it is not digested here within `seconds`."""
+        self._nudge.set()
+        try:
+            return await asyncio.wait_for(self._watches[watch], seconds)
+        except TimeoutError:
+            return None
+        finally:
+            del self._watches[watch]
+
+    # The loop
+
+    async def run(self) -> None:
+        """Digest until `stop`. Never raises: what goes wrong is logged, shown by /healthz and tried again."""
+        lock = os.open(self._folder / "digest.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not self._stopping.is_set() and not _try_lock(lock):
+                await self._sleep(1.0)
+            failures = 0
+            while not self._stopping.is_set():
+                try:
+                    self._state = self._state or await self._in_thread(State, self._folder)
+                    self.active = True
+                    more = await self._digest_batch(self._state)
+                except Exception as error:  # a bug here must not end digestion
+                    self._in_trouble(error)
+                    await self._sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+                    failures += 1
+                    continue
+                if self.trouble is not None:
+                    log.info("digestion goes on")
+                    self.trouble = None
+                failures = 0
+                if not more:
+                    await self._sleep(_PAUSE_SECONDS)
+        finally:
+            self.active = False
+            os.close(lock)
+
+    def _in_trouble(self, error: Exception) -> None:
+        trouble = (
+            f"{type(error).__name__}: {error}"
+            if isinstance(error, EventStoreUnavailable)
+            else type(error).__name__
+        )
+        if self.trouble is None:
+            log.warning(
+                "digestion waits; hits go on being kept in the journal",
+                reason=trouble,
+                exc_info=not isinstance(error, EventStoreUnavailable),
+            )
+        self.trouble = trouble
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until then, or until a watched hit or the end asks for more."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nudge.wait(), seconds)
+        self._nudge.clear()
+
+    async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    async def _digest_batch(self, state: State) -> bool:
+        """Digest what there is, up to a batch's size; returns whether that was a full batch."""
+        began = time.perf_counter()
+        if not self._routes.fresh_at:
+            raise EventStoreUnavailable("the control database has not answered yet")
+        batch: Batch | None = await self._in_thread(self._next_batch, state)
+        if batch is None:
+            await self._purge()
+            return False
+        await self._know_apps(batch)
+        found: Understood = await self._in_thread(understand, batch.hits, self._routes.by_app, self._decode)
+        for start in range(0, len(found.claims), _CLAIMS_AT_ONCE):
+            drop_duplicates(found, await event_ids.claim(found.claims[start : start + _CLAIMS_AT_ONCE]))
+        await self._in_thread(self._store_batch, state, batch, found)
+        for watch, result, warnings in found.watched.values():
+            waiting = self._watches.get(watch)
+            if waiting is not None and not waiting.done():
+                waiting.set_result((result, warnings))
+        figures = self.figures
+        figures.recorded += len(found.events)
+        figures.rejected += len(found.rejections)
+        figures.duplicate += found.duplicates
+        figures.set_aside += len(found.failed)
+        figures.batches += 1
+        figures.seconds += time.perf_counter() - began
+        return len(batch.hits) >= _BATCH_HITS // 2
+
+    async def _know_apps(self, batch: Batch) -> None:
+        """A hit accepted by another process may be of an app made since this one last looked."""
+        if {hit.app_id for _, hit in batch.hits} - self._routes.by_app.keys():
+            await self._routes.refresh()
+            if unknown := {hit.app_id for _, hit in batch.hits} - self._routes.by_app.keys():
+                log.info("hits of deleted apps dropped", apps=len(unknown))
+
+    def _next_batch(self, state: State) -> Batch | None:
+        """The batch that was begun before, or a new one, remembered on disk before it is returned."""
+        begun = state.begun()
+        if begun is not None:
+            return self._read_again(begun, state)
+        batch = Batch()
+        for number, named, hit in state.to_retry():
+            batch.retried.append(number)
+            batch.hits.append((named, hit))
+        if not batch.retried:
+            positions = state.positions()
+            for path, size in segment_sizes(self._folder):
+                if len(batch.hits) >= _BATCH_HITS:
+                    break
+                start = positions.get(path.name, 0)
+                if size > start:
+                    self._read(batch, path, start)
+        if not (batch.ranges or batch.retried):
+            self._clean_up(state)
+            return None
+        state.begin(batch)
+        return batch
+
+    def _read(self, batch: Batch, path: Path, start: int) -> None:
+        end = start
+        try:
+            for frame in read_frames(path, start, most_bytes=_BATCH_BYTES):
+                self._add(batch, frame.id_base, frame.read().hits, frame.read().limited)
+                end = frame.end
+                if len(batch.hits) >= _BATCH_HITS:
+                    break
+        except (DamagedSegment, msgspec.DecodeError) as error:
+            if end == start:
+                log.error(
+                    "journal segment is damaged; it is kept beside the others",
+                    segment=path.name,
+                    reason=str(error),
+                )
+                set_damaged_aside(path)
+                return
+        if end > start:
+            batch.ranges.append((path.name, start, end))
+
+    def _read_again(self, begun: Batch, state: State) -> Batch:
+        if begun.retried:
+            for _, named, hit in state.to_retry(begun.retried):
+                begun.hits.append((named, hit))
+        for name, start, end in begun.ranges:
+            for frame in read_frames(self._folder / name, start, end, most_bytes=sys.maxsize):
+                body = frame.read()
+                self._add(begun, frame.id_base, body.hits, body.limited)
+        return begun
+
+    @staticmethod
+    def _add(batch: Batch, base: int, hits: list[Hit], limited: list[tuple[bytes, int, int]]) -> None:
+        batch.hits += [(hit_id(base, index, hit.received_at), hit) for index, hit in enumerate(hits)]
+        batch.limited += limited
+
+    def _store_batch(self, state: State, batch: Batch, found: Understood) -> None:
+        token = batch.token
+        self._insert("events", found.events, token, found)
+        self._insert("rejections", found.rejections, token, found)
+        # Last, since a row that had to be set aside above does not count.
+        self._store.insert("traffic", traffic_rows(found.traffic, batch.limited), token)
+        state.finish(batch, found.failed)
+        if found.failed:
+            log.error("hits set aside; see `onepx digest`", hits=len(found.failed))
+        self._clean_up(state)
+
+    def _insert(self, table: str, rows: list[Row], token: str, found: Understood) -> None:
+        """Insert; when the store refuses the rows, halve them until the one at fault is found and set aside."""
+        try:
+            self._store.insert(table, rows, token)
+        except EventStoreRefused as error:
+            if len(rows) > 1:
+                half = len(rows) // 2
+                self._insert(table, rows[:half], token + "a", found)
+                self._insert(table, rows[half:], token + "b", found)
+                return
+            app, received_at, named = rows[0][:3]
+            outcome = "recorded" if table == "events" else "rejected"
+            found.traffic[app, received_at // 60_000 * 60, outcome] -= 1
+            found.failed[named] = str(error)
+
+    def _clean_up(self, state: State) -> None:
+        """Remove segments that are digested and that nobody writes any more."""
+        positions = state.positions()
+        gone = positions.keys() - {path.name for path, _ in segment_sizes(self._folder)}
+        for path, _ in segment_sizes(self._folder):
+            with contextlib.suppress(DamagedSegment):  # met and set aside by the next batch
+                if remove_if_done(path, positions.get(path.name, 0)):
+                    gone.add(path.name)
+        state.forget(gone)
+
+    async def _purge(self) -> None:
+        """Forget event ids that no longer make a duplicate, once an hour."""
+        if time.monotonic() - self._purged > _PURGE_SECONDS:
+            self._purged = time.monotonic()
+            await event_ids.unscoped_purge_event_ids(int((time.time() - _EVENT_ID_DAYS * 86_400) * 1000))
+
+    async def drain(self, seconds: float) -> None:
+        """Stop after the current batch, waiting for it at most `seconds`; the rest stays in the journal."""
+        self._stopping.set()
+        self._nudge.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._idle()), seconds)
+
+    async def _idle(self) -> None:
+        while self.active:
+            await asyncio.sleep(0.01)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def measure_backlog(folder: Path, backlog: Backlog) -> tuple[int, int, float, int]:
+    """(hits not digested, journal bytes, age of the oldest in s, hits set aside) of this machine's journal."""
+    state = State(folder)
+    try:
+        return *backlog.measure(state.positions()), len(state.set_aside())
+    finally:
+        state.close()

@@ -1,0 +1,225 @@
+"""The event store: one ClickHouse dialect, in this process (chDB) or on a server.
+
+Reading and digesting use clients of their own, each bound to a thread: queries on one client run one after another.
+"""
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import clickhouse_connect
+import structlog
+from clickhouse_connect.datatypes.registry import get_from_name
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
+
+from server.settings import redact
+from tenants.errors import Unavailable
+from tenants.events import COLUMNS
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+# Reports of two tenants at once; more would only compete for the same cores.
+_READERS = 2
+# A query that takes longer holds a reader from everybody.
+_QUERY_SECONDS = 30
+_CONNECT_SECONDS = 3
+
+# ClickHouse error codes (src/Common/ErrorCodes.cpp) that say a value in the batch is at fault. All others are the
+# store's trouble: they pass, or an operator ends them, and the batch is tried again as it is.
+_DATA_CODES = frozenset(
+    {
+        6,  # CANNOT_PARSE_TEXT
+        26,  # CANNOT_PARSE_QUOTED_STRING
+        27,  # CANNOT_PARSE_INPUT_ASSERTION_FAILED
+        33,  # CANNOT_READ_ALL_DATA
+        38,  # CANNOT_PARSE_DATE
+        41,  # CANNOT_PARSE_DATETIME
+        53,  # TYPE_MISMATCH
+        69,  # ARGUMENT_OUT_OF_BOUND
+        70,  # CANNOT_CONVERT_TYPE
+        72,  # CANNOT_PARSE_NUMBER
+        117,  # INCORRECT_DATA
+        131,  # TOO_LARGE_STRING_SIZE
+        306,  # TOO_DEEP_RECURSION
+        349,  # CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+        376,  # CANNOT_PARSE_UUID
+    }
+)
+
+
+class EventStoreUnavailable(Unavailable):
+    """The event store did not do what was asked, for a reason that is not in the data."""
+
+
+class EventStoreRefused(Exception):
+    """The event store, or its client, cannot take a value of this batch."""
+
+
+class EventStore:
+    """The client of a store at `url`; it connects when first used, and again after it was away."""
+
+    def __init__(self, url: str, tmp_dir: Path) -> None:
+        self.url = url
+        self.embedded = url.startswith("chdb:")
+        self.errors = 0
+        self._local = threading.local()
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="report")
+        self._clients: list[Client] = []
+        # chDB takes inserts through temporary files: on the disk that is watched, and readable by the owner alone.
+        tempfile.tempdir = str(tmp_dir)
+
+    def _connect(self) -> Client:
+        parts = urlsplit(self.url)
+        settings: dict[str, Any] = {"max_execution_time": _QUERY_SECONDS}
+        if self.embedded:
+            return clickhouse_connect.get_client(dsn=f"chdb://{unquote(parts.path)}", settings=settings)
+        secure = parts.scheme == "clickhouses"
+        return clickhouse_connect.get_client(
+            host=parts.hostname or "",
+            port=parts.port or (8443 if secure else 8123),
+            username=unquote(parts.username or "default"),
+            password=unquote(parts.password or ""),
+            database=unquote(parts.path.strip("/")) or "default",
+            secure=secure,
+            connect_timeout=_CONNECT_SECONDS,
+            send_receive_timeout=_QUERY_SECONDS + 5,
+            autogenerate_session_id=False,
+            settings=settings,
+        )
+
+    def _run(self, work: Callable[[Client], T]) -> T:
+        """`work` with this thread's client. Raises EventStoreUnavailable or EventStoreRefused."""
+        try:
+            client: Client | None = getattr(self._local, "client", None)
+            if client is None:
+                client = self._local.client = self._connect()
+                self._clients.append(client)
+            return work(client)
+        except DataError as error:
+            raise EventStoreRefused(_first_line(error)) from error
+        except (ClickHouseError, OSError) as error:
+            if getattr(error, "code", None) in _DATA_CODES:
+                raise EventStoreRefused(_first_line(error)) from error
+            self.errors += 1
+            raise EventStoreUnavailable(_first_line(error)) from error
+
+    async def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Rows of a query with `{name:Type}` parameters, read on a thread. Raises EventStoreUnavailable or EventStoreRefused."""
+
+        def read(client: Client) -> list[dict[str, Any]]:
+            return list(client.query(sql, parameters=dict(parameters or {})).named_results())
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
+
+    def insert(self, table: str, rows: Sequence[Sequence[Any]], token: str) -> None:
+        """Insert rows of `COLUMNS[table]`, synced, once for each `token`. Blocks: for the digest's thread.
+
+        Raises EventStoreRefused when a row is at fault, EventStoreUnavailable when it is not.
+        """
+        if not rows:
+            return
+        columns = COLUMNS[table]
+        # Transposed by zip in C; a column-oriented insert spares the client doing it row by row.
+        data = list(zip(*rows, strict=True))
+
+        def write(client: Client) -> None:
+            client.insert(
+                table,
+                data,
+                column_names=[name for name, _ in columns],
+                column_types=[get_from_name(kind) for _, kind in columns],
+                column_oriented=True,
+                settings={"insert_deduplicate": 1, "insert_deduplication_token": token, "async_insert": 0},
+            )
+
+        try:
+            self._run(write)
+        except (TypeError, ValueError, OverflowError, AttributeError, IndexError) as error:
+            # What the client raises while it encodes a value it did not expect.
+            raise EventStoreRefused(f"{type(error).__name__}: {_first_line(error)}") from error
+
+    def migrate(self) -> list[str]:
+        """Apply what migrations/events holds and the store has not had yet; returns the names applied."""
+        return self._run(_migrate)
+
+    def pending(self) -> list[str]:
+        """Names of migrations not applied yet."""
+
+        def compare(client: Client) -> list[str]:
+            applied = _applied(client) if client.command("EXISTS TABLE migrations") else set[str]()
+            return [name for name, _ in _migrations() if name not in applied]
+
+        return self._run(compare)
+
+    def ping(self) -> None:
+        """Raises EventStoreUnavailable when the store does not answer."""
+        self._run(lambda client: client.command("SELECT 1"))
+
+    def close(self) -> None:
+        """Close all clients; the embedded engine flushes and lets go of its folder."""
+        self._readers.shutdown(cancel_futures=True)
+        for client in self._clients:
+            client.close()
+
+
+def _migrations() -> list[tuple[str, str]]:
+    folder = resources.files("migrations") / "events"
+    files = [file for file in folder.iterdir() if file.name.endswith(".sql")]
+    return sorted((file.name.removesuffix(".sql"), file.read_text()) for file in files)
+
+
+def statements(sql: str) -> list[str]:
+    """The statements of a migration: each ends with a semicolon at the end of a line."""
+    found: list[str] = []
+    lines: list[str] = []
+    for line in sql.splitlines():
+        if line.lstrip().startswith("--"):
+            continue
+        lines.append(line)
+        if line.rstrip().endswith(";"):
+            found.append("\n".join(lines).strip().removesuffix(";"))
+            lines = []
+    if "".join(lines).strip():
+        raise ValueError("a migration's last statement lacks its semicolon")
+    return found
+
+
+def _applied(client: Client) -> set[str]:
+    return {str(row[0]) for row in client.query("SELECT name FROM migrations").result_rows}
+
+
+def _migrate(client: Client) -> list[str]:
+    # Statements are written to be repeatable (IF NOT EXISTS), since ClickHouse has no transaction around them: two
+    # starters, or one that was killed between statement and record, do no harm.
+    client.command(
+        "CREATE TABLE IF NOT EXISTS migrations (name String, applied_at DateTime('UTC') DEFAULT now()) "
+        "ENGINE = ReplacingMergeTree ORDER BY name"
+    )
+    applied = _applied(client)
+    done: list[str] = []
+    for name, sql in _migrations():
+        if name in applied:
+            continue
+        began = time.monotonic()
+        for statement in statements(sql):
+            client.command(statement)
+        client.insert("migrations", [[name]], column_names=["name"])
+        log.info("event store migrated", migration=name, seconds=round(time.monotonic() - began, 2))
+        done.append(name)
+    return done
+
+
+def _first_line(error: Exception) -> str:
+    """The message without stack traces and without data rows, which may hold anything a visitor sent."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return redact(line)[:300]

@@ -1,0 +1,417 @@
+"""The journal: hits on this machine's disk, synced, until they are digested.
+
+Each process that ingests appends to a segment file of its own, so processes never wait for each other's locks; a
+segment whose hits are all digested is removed, so nothing has to be compacted. A *frame* is one group commit: all hits
+that waited together, written at once, synced once.
+
+    frame    magic 4 · body length u32 · CRC-32 of the body u32 · hits u32 · first hit's time in ms u64 · body
+    body     MessagePack [hits, limited]: `Hit` tuples, and (app id, minute, count) of hits refused by a limit
+
+A writer holds `flock` on its segment. A segment without that lock belongs to nobody any more: what follows its last
+whole frame was never acknowledged. Why files and not SQLite: docs/decisions.md, "The journal is files".
+"""
+
+import asyncio
+import bisect
+import contextlib
+import errno
+import fcntl
+import os
+import queue
+import secrets
+import struct
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import structlog
+
+log = structlog.get_logger()
+
+HEADER = struct.Struct("<4sIIIQ")
+MAGIC = b"1px\x01"
+# A segment is removed whole, so its size is what stays on disk after all is digested. A hit's id has 26 bits for where
+# its frame begins: segments must not begin a frame beyond 64 MiB.
+SEGMENT_BYTES = 64 * 1024**2
+# A hit's id has 14 bits for its place in the frame.
+FRAME_HITS = 16_000
+# How a hit's place makes up the 74 free bits of its id: segment, offset of the frame, index in it.
+SEED_BITS, OFFSET_BITS, INDEX_BITS = 34, 26, 14
+
+
+class Hit(msgspec.Struct, array_like=True, gc=False):
+    """A hit as it came. `received_at` in ms since 1970; `category` 0 event, 1 revenue; ids are 16 bytes.
+
+    With a privacy signal honoured, `visitor_id` is None and `network` and `user_agent` are empty.
+    """
+
+    received_at: int
+    app_id: bytes
+    category: int
+    query: bytes
+    visitor_id: bytes | None
+    privacy: bool
+    network: str
+    user_agent: bytes
+    referrer: bytes
+    sec_purpose: bytes
+    # Names the hit to the request that waits for what it became (debug=1); 0 for all others.
+    watch: int = 0
+
+
+class Body(msgspec.Struct, array_like=True):
+    """What a frame holds. `limited`: (app id, minute in s since 1970, count)."""
+
+    hits: list[Hit]
+    limited: list[tuple[bytes, int, int]]
+
+
+HitTuple = tuple[int, bytes, int, bytes, bytes | None, bool, str, bytes, bytes, bytes, int]
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Body)
+
+# Upper bounds, in seconds, of the ingest latency histogram.
+LATENCY_BOUNDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.008, 0.012, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+@dataclass
+class JournalFigures:
+    """What this process appended since it started, for /metrics."""
+
+    hits: int = 0
+    frames: int = 0
+    refused: int = 0
+    latency_seconds: float = 0.0
+    latency_counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
+
+
+def encode_frame(hits: list[HitTuple], limited: list[tuple[bytes, int, int]]) -> bytes:
+    """One frame, ready to be appended to a segment."""
+    body = _encoder.encode((hits, limited))
+    first = hits[0][0] if hits else int(time.time() * 1000)
+    return HEADER.pack(MAGIC, len(body), zlib.crc32(body), len(hits), first) + body
+
+
+class Segment:
+    """A segment this process writes. Raises OSError when it cannot: then nothing of the frame counts."""
+
+    def __init__(self, folder: Path) -> None:
+        # Named only once it is locked: a reader that sees it unlocked would take it for a dead writer's and remove it.
+        draft = folder / f"{secrets.token_hex(8)}.new"
+        self._fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self.path = (
+                folder / f"{time.time_ns() // 1_000_000:014d}-{secrets.randbits(SEED_BITS):09x}.journal"
+            )
+            draft.rename(self.path)
+            _sync_folder(folder)
+        except OSError:
+            os.close(self._fd)
+            draft.unlink(missing_ok=True)
+            raise
+        self.size = 0
+        self.usable = True
+
+    def append(self, frame: bytes) -> None:
+        """Write and sync. After a failed sync the segment is given up, since what is on disk is unknown then."""
+        try:
+            written = os.write(self._fd, frame)
+            while written < len(frame):
+                written += os.write(self._fd, frame[written:])
+        except OSError:
+            try:
+                os.ftruncate(self._fd, self.size)
+            except OSError:
+                self.usable = False
+            raise
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            self.usable = False
+            raise
+        self.size += len(frame)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class _Group:
+    """Hits that wait for one commit. `began`: when the first of them came, by perf_counter."""
+
+    durable: "asyncio.Future[bool]"
+    began: float
+    hits: list[HitTuple] = field(default_factory=list)
+
+
+class Journal:
+    """Appending side, one a process. `append` and `count_limited` are for the event loop; a thread writes and syncs."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.figures = JournalFigures()
+        # Why the last frame could not be kept; None while all is well.
+        self.trouble: str | None = None
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._loop = asyncio.get_running_loop()
+        self._groups: deque[_Group] = deque()
+        self._limited: dict[tuple[bytes, int], int] = {}
+        self._writing = False
+        self._work: queue.SimpleQueue[tuple[_Group | None, dict[tuple[bytes, int], int]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._segment: Segment | None = None
+        self._others = (0.0, 0)
+        self._thread = threading.Thread(target=self._write_frames, name="journal", daemon=True)
+        self._thread.start()
+
+    def append(self, hit: HitTuple) -> "asyncio.Future[bool]":
+        """A future that is True once the hit is on disk, False when it could not be kept."""
+        groups = self._groups
+        if groups and len(groups[-1].hits) < FRAME_HITS:
+            group = groups[-1]
+        else:
+            group = _Group(self._loop.create_future(), time.perf_counter())
+            groups.append(group)
+            if not self._writing:
+                # Not at once: the other requests that are ready in this turn of the loop join the same frame.
+                self._loop.call_soon(self._start_frame)
+        group.hits.append(hit)
+        return group.durable
+
+    def count_limited(self, app_id: bytes, minute: int) -> None:
+        """Count a hit that a limit refused; written with the next frame, or by `flush_limited`."""
+        key = (app_id, minute)
+        self._limited[key] = self._limited.get(key, 0) + 1
+
+    def flush_limited(self) -> None:
+        """Have the counted limited hits written even if no hit comes along. Call it about once a second."""
+        if self._limited:
+            self._start_frame()
+
+    def _start_frame(self) -> None:
+        if self._writing or not (self._groups or self._limited):
+            return
+        self._writing = True
+        limited, self._limited = self._limited, {}
+        self._work.put((self._groups.popleft() if self._groups else None, limited))
+
+    def _frame_done(
+        self, group: _Group | None, limited: dict[tuple[bytes, int], int], error: OSError | None
+    ) -> None:
+        self._writing = False
+        if error is not None:
+            for key, count in limited.items():
+                self._limited[key] = self._limited.get(key, 0) + count
+        trouble = str(error.strerror or error) if error else None
+        if trouble != self.trouble:
+            if trouble:
+                log.error("journal cannot keep hits; pixels answer 503 until it can", reason=trouble)
+            else:
+                log.info("journal keeps hits again")
+            self.trouble = trouble
+        if group is not None:
+            self._count(group, kept=error is None)
+            group.durable.set_result(error is None)
+        if self._groups:
+            self._start_frame()
+
+    def _count(self, group: _Group, kept: bool) -> None:
+        count, figures = len(group.hits), self.figures
+        if not kept:
+            figures.refused += count
+            return
+        seconds = time.perf_counter() - group.began
+        figures.hits += count
+        figures.frames += 1
+        # The first hit of a frame waits longest; its wait is taken for all of them, so the figure errs upwards.
+        figures.latency_seconds += seconds * count
+        figures.latency_counts[bisect.bisect_left(LATENCY_BOUNDS, seconds)] += count
+
+    def _write_frames(self) -> None:
+        while (work := self._work.get()) is not None:
+            group, limited = work
+            counts = [(app_id, minute, count) for (app_id, minute), count in limited.items()]
+            error: OSError | None = None
+            try:
+                self._write(encode_frame(group.hits if group else [], counts))
+            except OSError as failure:
+                error = failure
+            self._loop.call_soon_threadsafe(self._frame_done, group, limited, error)
+        if self._segment is not None:
+            self._segment.close()
+
+    def _write(self, frame: bytes) -> None:
+        segment = self._segment
+        if segment is None or not segment.usable or segment.size >= SEGMENT_BYTES:
+            if segment is not None:
+                segment.close()
+            self._segment = None
+            self._segment = segment = Segment(self._folder)
+        if self._bytes_on_disk() + len(frame) > self._max_bytes:
+            raise OSError(errno.EDQUOT, "the journal has reached ONEPX_JOURNAL_MAX_BYTES")
+        segment.append(frame)
+
+    def _bytes_on_disk(self) -> int:
+        """Bytes of all segments of the machine; those of other processes and old ones looked up four times a second."""
+        own = self._segment
+        when, others = self._others
+        if time.monotonic() - when > 0.25:
+            others = sum(size for path, size in segment_sizes(self._folder) if not own or path != own.path)
+            self._others = (time.monotonic(), others)
+        return others + (own.size if own else 0)
+
+    async def close(self) -> None:
+        """Write what waits, then end. Nothing may be appended any more."""
+        while self._writing or self._groups or (self._limited and self.trouble is None):
+            self._start_frame()
+            await asyncio.sleep(0.002)
+        self._work.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+
+def segment_sizes(folder: Path) -> list[tuple[Path, int]]:
+    """(path, bytes) of every segment, oldest first."""
+    found: list[tuple[Path, int]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".journal"):
+                with contextlib.suppress(FileNotFoundError):  # just removed: digested
+                    found.append((Path(entry.path), entry.stat().st_size))
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A whole frame found in a segment. Offsets in bytes."""
+
+    segment: str
+    start: int
+    end: int
+    body: bytes
+
+    def read(self) -> Body:
+        """Its hits. Raises msgspec.DecodeError when this version cannot read them."""
+        return _decoder.decode(self.body)
+
+    @property
+    def id_base(self) -> int:
+        """What the hits' ids have in common: add a hit's index. 74 bits: segment seed, offset, index."""
+        seed = int(self.segment.partition("-")[2].partition(".")[0], 16)
+        return (seed << OFFSET_BITS | self.start) << INDEX_BITS
+
+
+def hit_id(base: int, index: int, received_at: int) -> int:
+    """The hit's id as the number of a UUID, version 7: ordered by time, and the same whenever its frame is read."""
+    place = base + index
+    return (received_at << 80) | 7 << 76 | (place >> 62) << 64 | 0b10 << 62 | (place & 0x3FFF_FFFF_FFFF_FFFF)
+
+
+class DamagedSegment(Exception):
+    """Bytes that are no frame stand where a frame was acknowledged: the disk lost or changed them."""
+
+
+def read_frames(
+    path: Path, start: int, end: int | None = None, most_bytes: int = 8 * 1024**2
+) -> Iterator[Frame]:
+    """The whole frames from offset `start` on, up to `end` or about `most_bytes`.
+
+    Stops before a frame that is not whole yet. Raises DamagedSegment at bytes that can never become one.
+    """
+    with path.open("rb") as segment:
+        size = os.fstat(segment.fileno()).st_size if end is None else end
+        segment.seek(start)
+        offset = start
+        while offset + HEADER.size <= size and offset - start < most_bytes:
+            header = segment.read(HEADER.size)
+            magic, length, crc, _hits, _first = HEADER.unpack(header)
+            if magic != MAGIC:
+                # A power cut can leave a file longer than what was written to it: zeros to its end.
+                if not any(header) and not any(segment.read()):
+                    return
+                raise DamagedSegment(f"{path.name} at {offset}: no frame begins there")
+            frame_end = offset + HEADER.size + length
+            if frame_end > size:
+                return
+            body = segment.read(length)
+            if zlib.crc32(body) != crc:
+                if frame_end == size:
+                    return  # the last frame, cut off before it was synced
+                raise DamagedSegment(f"{path.name} at {offset}: checksum differs")
+            yield Frame(path.name, offset, frame_end, body)
+            offset = frame_end
+
+
+def remove_if_done(path: Path, position: int) -> bool:
+    """Remove the segment if its writer is gone and all whole frames in it, up to `position`, are digested."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # With the lock held nobody appends: what follows the last whole frame was never acknowledged.
+        if any(True for _ in read_frames(path, position)):
+            return False
+        if torn := os.fstat(fd).st_size - position:
+            log.info("journal segment ended in a frame never acknowledged", segment=path.name, bytes=torn)
+        path.unlink()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def set_damaged_aside(path: Path) -> None:
+    """Keep a damaged segment under another name, out of the digest's way, for a person to look at."""
+    path.rename(path.with_suffix(".damaged"))
+
+
+@dataclass
+class Backlog:
+    """Counts hits not yet digested, remembering how far it counted in each segment."""
+
+    folder: Path
+    _counted: dict[str, tuple[int, list[tuple[int, int, int]]]] = field(default_factory=dict)
+
+    def measure(self, positions: dict[str, int]) -> tuple[int, int, float]:
+        """(hits, bytes on disk, age of the oldest hit in s) with `positions` digested in each segment."""
+        hits = size_on_disk = 0
+        oldest: int | None = None
+        seen: dict[str, tuple[int, list[tuple[int, int, int]]]] = {}
+        for path, size in segment_sizes(self.folder):
+            size_on_disk += size
+            offset, frames = self._counted.get(path.name, (0, []))
+            digested = positions.get(path.name, 0)
+            offset = max(offset, digested)
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as segment:
+                while offset + HEADER.size <= size:
+                    segment.seek(offset)
+                    magic, length, _crc, count, first = HEADER.unpack(segment.read(HEADER.size))
+                    if magic != MAGIC or offset + HEADER.size + length > size:
+                        break
+                    frames.append((offset, count, first))
+                    offset += HEADER.size + length
+            frames = [frame for frame in frames if frame[0] >= digested]
+            seen[path.name] = (offset, frames)
+            hits += sum(count for _, count, _ in frames)
+            for _, count, first in frames:
+                if count and (oldest is None or first < oldest):
+                    oldest = first
+        self._counted = seen
+        return hits, size_on_disk, max(0.0, time.time() - oldest / 1000) if oldest is not None else 0.0

@@ -1,0 +1,176 @@
+"""What operators ask a running process: /healthz (can it take hits, is all behind it well) and /metrics (Prometheus)."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from server.database import Database, DatabaseUnavailable
+from server.digest import Digester, measure_backlog
+from server.event_store import EventStore, EventStoreUnavailable
+from server.journal import LATENCY_BOUNDS, Backlog, Journal
+from server.pixel import Pixel, Receive, Scope, Send
+from server.settings import Settings
+
+# A check that hangs is a failed check; whoever asks gives up soon after.
+_CHECK_SECONDS = 4.0
+# Hits that wait longer than this are not "readable within moments" any more.
+_LATE_SECONDS = 30.0
+
+
+@dataclass
+class Operations:
+    """The parts of a running process, as far as /healthz and /metrics ask them. `store`, `digester`: not in `collect`."""
+
+    settings: Settings
+    database: Database
+    journal: Journal
+    pixel: Pixel
+    store: EventStore | None = None
+    digester: Digester | None = None
+    started: float = field(default_factory=time.time)
+    _backlog: Backlog | None = None
+    _measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def backlog(self) -> tuple[int, int, float, int]:
+        """(hits, bytes, age of the oldest in s, hits set aside) of the machine's journal."""
+        async with self._measuring:
+            self._backlog = self._backlog or Backlog(self.settings.journal_dir)
+            return await asyncio.to_thread(measure_backlog, self.settings.journal_dir, self._backlog)
+
+    async def health(self) -> tuple[int, dict[str, Any]]:
+        """(HTTP status, what is well and what is not).
+
+        `failing`, 503: hits cannot be kept, send them elsewhere. `degraded`, 200: hits are kept, something behind needs a look.
+        """
+        checks: dict[str, Any] = {}
+        trouble = self.journal.trouble
+        checks["journal"] = {"ok": trouble is None} | ({"error": trouble} if trouble else {})
+        checks["control_database"] = await _check(self.database.ping)
+        if self.store is not None:
+            checks["event_store"] = await _check(self._ask_store)
+        hits, size, age, aside = await self.backlog()
+        checks["backlog"] = {
+            "ok": age < _LATE_SECONDS and not aside,
+            "hits": hits,
+            "bytes": size,
+            "seconds": round(age, 3),
+            "set_aside": aside,
+        }
+        ready = checks["journal"]["ok"]
+        well = all(check["ok"] for check in checks.values())
+        status = "ok" if well else "degraded" if ready else "failing"
+        return (200 if ready else 503), {"status": status, "live": True, "ready": ready, "checks": checks}
+
+    async def _ask_store(self) -> None:
+        assert self.store is not None
+        await self.store.query("SELECT 1")
+        if self.digester is not None and self.digester.trouble is not None:
+            raise EventStoreUnavailable(self.digester.trouble)
+
+    async def metrics(self) -> bytes:
+        """Everything measured, in Prometheus' text format."""
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(_Figures(self, await self.backlog()))
+        return generate_latest(registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI application for /healthz, /healthz/live and /metrics."""
+        path = scope["path"]
+        if path == "/healthz/live":
+            await _respond(send, 200, b"application/json", b'{"live":true}\n')
+        elif path == "/healthz":
+            status, report = await self.health()
+            await _respond(
+                send, status, b"application/json", msgspec.json.format(msgspec.json.encode(report)) + b"\n"
+            )
+        elif not self._may_read_metrics(scope):
+            await _respond(send, 401, b"text/plain", b"Send ONEPX_METRICS_TOKEN as Authorization: Bearer.\n")
+        else:
+            await _respond(send, 200, b"text/plain; version=0.0.4; charset=utf-8", await self.metrics())
+
+    def _may_read_metrics(self, scope: Scope) -> bool:
+        wanted = self.settings.metrics_token
+        sent = dict(scope["headers"]).get(b"authorization", b"")
+        return not wanted or hmac.compare_digest(sent, b"Bearer " + wanted.encode())
+
+
+async def _check(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            await ask()
+    except TimeoutError:
+        return {"ok": False, "error": f"no answer within {_CHECK_SECONDS:.0f} s"}
+    except (DatabaseUnavailable, EventStoreUnavailable) as error:
+        return {"ok": False, "error": str(error)}
+    return {"ok": True}
+
+
+async def _respond(send: Send, status: int, kind: bytes, body: bytes) -> None:
+    headers = [
+        (b"content-type", kind),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _Figures(Collector):
+    """The process's own counters, in Prometheus' words. The hot path counts in plain integers; they are read here."""
+
+    def __init__(self, parts: Operations, backlog: tuple[int, int, float, int]) -> None:
+        self._parts = parts
+        self._backlog = backlog
+
+    def collect(self) -> Iterator[Metric]:
+        parts = self._parts
+        pixel, journal = parts.pixel.figures, parts.journal.figures
+        requests = CounterMetricFamily("onepx_pixel_requests", "Pixel requests by answer.", labels=["answer"])
+        for answer in ("accepted", "limited", "refused", "unknown"):
+            requests.add_metric([answer], getattr(pixel, answer))
+        yield requests
+        counts, buckets, total = journal.latency_counts, list[tuple[str, float]](), 0
+        for bound, count in zip((*map(str, LATENCY_BOUNDS), "+Inf"), counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        latency = HistogramMetricFamily(
+            "onepx_ingest_seconds",
+            "From a hit's arrival until it is on disk; the longest wait of its group commit.",
+        )
+        latency.add_metric([], buckets, journal.latency_seconds)
+        yield latency
+        yield CounterMetricFamily("onepx_journal_commits", "Group commits.", journal.frames)
+        hits, size, age, aside = self._backlog
+        yield GaugeMetricFamily("onepx_journal_hits", "Hits in the journal that are not digested.", hits)
+        yield GaugeMetricFamily("onepx_journal_bytes", "Bytes the journal takes on disk.", size)
+        yield GaugeMetricFamily(
+            "onepx_digest_lag_seconds", "Age of the oldest hit that is not digested.", age
+        )
+        yield GaugeMetricFamily(
+            "onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", aside
+        )
+        if parts.digester is not None:
+            digest = parts.digester.figures
+            outcomes = CounterMetricFamily("onepx_hits", "Digested hits by outcome.", labels=["outcome"])
+            for outcome in ("recorded", "rejected", "duplicate", "set_aside"):
+                outcomes.add_metric([outcome], getattr(digest, outcome))
+            outcomes.add_metric(["limited"], pixel.limited)
+            yield outcomes
+            rows = digest.recorded + digest.rejected + digest.duplicate
+            yield CounterMetricFamily("onepx_digest_rows", "Hits digested; its rate is rows a second.", rows)
+            yield CounterMetricFamily("onepx_digest_batches", "Batches digested.", digest.batches)
+            yield CounterMetricFamily("onepx_digest_seconds", "Time spent digesting.", digest.seconds)
+        if parts.store is not None:
+            yield CounterMetricFamily(
+                "onepx_event_store_errors", "Failed calls of the event store.", parts.store.errors
+            )

@@ -1,0 +1,268 @@
+"""The pixel: a raw ASGI application that accepts a hit and answers once it is on disk.
+
+It reads top to bottom as a hit's way: whose token, who is asking, within the limit, into the journal, GIF. What the
+hit means is found out later, by the digest. Only `debug=1` waits for that.
+"""
+
+import functools
+import ipaddress
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from server.journal import Hit, Journal
+from server.limits import Limiter
+from server.routes import Routes
+from tenants.hits import wants_debug
+from tenants.tokens import Route
+
+log = structlog.get_logger()
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+# 1x1, two colours, the first transparent: 43 bytes (GIF89a specification, sections 17 to 27).
+GIF = (
+    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff"
+    b"!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
+)
+GIF_HEADERS: Headers = [
+    (b"content-type", b"image/gif"),
+    (b"content-length", b"43"),
+    (b"cache-control", b"no-cache, no-store, must-revalidate, private, max-age=0"),
+    (b"pragma", b"no-cache"),
+    (b"expires", b"0"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"cross-origin"),
+    (b"access-control-allow-origin", b"*"),
+]
+_METHODS = b"GET, HEAD, OPTIONS"
+_RECORDED: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": GIF_HEADERS}
+_GIF_BODY: dict[str, Any] = {"type": "http.response.body", "body": GIF, "more_body": False}
+_NO_BODY: dict[str, Any] = {"type": "http.response.body", "body": b"", "more_body": False}
+
+_CATEGORIES = {"/event.gif": 0, "/revenue.gif": 1}
+_TOKEN = re.compile(r"[0-9a-f]{24}", re.ASCII)
+# The cookie as we write it: a version 4 UUID. Anything else is replaced.
+_VISITOR = re.compile(
+    rb"(?:^|;)[ \t]*vid=([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})[ \t]*(?:;|$)"
+)
+# Longer ones are made up; a real browser's has 100 to 300 bytes.
+_USER_AGENT_BYTES = 512
+_REFERRER_BYTES = 2048
+# A tenant's rate is at least one a second, so within a second there is a token again.
+_RETRY_LIMITED = b"1"
+_RETRY_UNAVAILABLE = b"10"
+
+
+class Outcomes(Protocol):
+    """Tells what became of a hit that asked for it with debug=1."""
+
+    def watch(self) -> int:
+        """A number to mark the hit with, so that its outcome is told by `outcome`; 0 when it can only be foretold."""
+        ...
+
+    async def outcome(self, watch: int, hit: Hit, route: Route) -> tuple[str, tuple[str, ...]]:
+        """The result and the warnings of the hit."""
+        ...
+
+
+class PixelFigures:
+    """Hits by what this process answered, for /metrics."""
+
+    __slots__ = ("accepted", "limited", "refused", "unknown")
+
+    def __init__(self) -> None:
+        self.accepted = self.limited = self.refused = self.unknown = 0
+
+
+class Pixel:
+    """ASGI application for `/{app_token}/{category}.gif`."""
+
+    def __init__(
+        self, routes: Routes, limiter: Limiter, journal: Journal, outcomes: Outcomes, trusted_proxies: int
+    ) -> None:
+        self.figures = PixelFigures()
+        self._routes = routes
+        self._limiter = limiter
+        self._journal = journal
+        self._outcomes = outcomes
+        self._trusted_proxies = trusted_proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        method: str = scope["method"]
+        token = path[1:25]
+        category = _CATEGORIES.get(path[25:])
+        if category is None or not _TOKEN.fullmatch(token):
+            await self._unknown(
+                send,
+                b"No pixel here: a pixel's address is /{app token}/event.gif or /{app token}/revenue.gif.\n",
+            )
+            return
+        if method == "OPTIONS":
+            await _answer_options(send)
+            return
+        if method not in ("GET", "HEAD"):
+            await _text(send, 405, b"A pixel is loaded with GET.\n", [(b"allow", _METHODS)])
+            return
+
+        route = self._routes.by_token.get(token)
+        if route is None:
+            try:
+                route = await self._routes.find(token)
+            except Exception as error:
+                # Whether the token exists cannot be told now: the hit may be a good one.
+                log.warning("unknown token while the control database is away", error=type(error).__name__)
+                await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
+                return
+        now = time.time()
+        if route is None or (route.expires_at is not None and route.expires_at <= now):
+            await self._unknown(
+                send, b"Unknown app token: it was never issued, or it was revoked or has expired.\n"
+            )
+            return
+
+        user_agent = referrer = cookie = purpose = forwarded = b""
+        signalled = False
+        for name, value in scope["headers"]:
+            if name == b"user-agent":
+                user_agent = value[:_USER_AGENT_BYTES]
+            elif name == b"referer":
+                referrer = value[:_REFERRER_BYTES]
+            elif name == b"cookie":
+                cookie = cookie + b"; " + value if cookie else value
+            elif name == b"x-forwarded-for":
+                forwarded = forwarded + b"," + value if forwarded else value
+            elif name == b"sec-gpc" or name == b"dnt":
+                signalled = signalled or value == b"1"
+            elif name == b"sec-purpose" or name == b"purpose" or name == b"x-moz":
+                purpose = purpose or value[:64]
+
+        privacy = signalled and route.honour_privacy
+        extra: Headers = []
+        visitor: bytes | None = None
+        network = ""
+        if privacy:
+            user_agent = b""
+        else:
+            known = _VISITOR.search(cookie) if cookie else None
+            if known:
+                visitor = bytes.fromhex(known[1].replace(b"-", b"").decode())
+            else:
+                visitor, set_cookie = new_visitor(token)
+                extra.append((b"set-cookie", set_cookie))
+            network = self._network(scope["client"], forwarded)
+        query: bytes = scope["query_string"]
+        watch = (
+            self._outcomes.watch() if b"debug" in query and method == "GET" and wants_debug(query) else None
+        )
+        app_id = route.app_id.bytes
+        hit = (
+            int(now * 1000), app_id, category, query, visitor, privacy, network, user_agent, referrer, purpose, watch or 0,
+        )  # fmt: skip
+
+        if method == "HEAD":
+            await self._gif(send, method, 200, extra)
+            return
+        if not self._limiter.take(route.tenant_id, route.rate, route.burst):
+            self.figures.limited += 1
+            self._journal.count_limited(app_id, int(now) // 60 * 60)
+            await self._gif(send, method, 429, [(b"retry-after", _RETRY_LIMITED)])
+            return
+        if not await self._journal.append(hit):
+            self.figures.refused += 1
+            await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
+            return
+        self.figures.accepted += 1
+        if watch is not None:
+            result, warnings = await self._outcomes.outcome(watch, Hit(*hit), route)
+            extra.append((b"x-onepx-result", result.encode()))
+            if warnings:
+                extra.append((b"x-onepx-warnings", ",".join(warnings).encode()))
+        if extra:
+            await send({"type": "http.response.start", "status": 200, "headers": GIF_HEADERS + extra})
+        else:
+            await send(_RECORDED)
+        await send(_GIF_BODY)
+
+    def _network(self, client: tuple[str, int] | None, forwarded: bytes) -> str:
+        """The network the hit came from, as the outermost trusted proxy saw it; '' when that cannot be told."""
+        if self._trusted_proxies:
+            hops = forwarded.split(b",")
+            # Fewer entries than proxies: the hit came around them, and nothing in the header can be believed.
+            if len(hops) >= self._trusted_proxies and (hop := hops[-self._trusted_proxies].strip()):
+                return network_of(hop.decode("latin-1"))
+        return network_of(client[0]) if client else ""
+
+    async def _unknown(self, send: Send, sentence: bytes) -> None:
+        self.figures.unknown += 1
+        await _text(send, 404, sentence)
+
+    async def _gif(self, send: Send, method: str, status: int, extra: Headers) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": GIF_HEADERS + extra})
+        await send(_NO_BODY if method == "HEAD" else _GIF_BODY)
+
+
+def new_visitor(token: str) -> tuple[bytes, bytes]:
+    """A new visitor's id (16 bytes, UUID version 4) and the Set-Cookie value that gives it.
+
+    Written by hand: http.cookies knows `Partitioned` only from Python 3.14 on.
+    """
+    number = bytearray(os.urandom(16))
+    number[6] = number[6] & 0x0F | 0x40
+    number[8] = number[8] & 0x3F | 0x80
+    text = number.hex()
+    cookie = (
+        f"vid={text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}; Path=/{token}; "
+        "Max-Age=31536000; Secure; HttpOnly; SameSite=None; Partitioned"
+    )
+    return bytes(number), cookie.encode()
+
+
+# Visitors come back: the cache spares the parsing. An entry takes about 200 bytes.
+@functools.lru_cache(maxsize=32_768)
+def network_of(address: str) -> str:
+    """The address cut to /24 (IPv4) or /48 (IPv6); '' for what is no address. Ports and brackets are skipped."""
+    if address.startswith("["):
+        address = address[1:].partition("]")[0]
+    elif address.count(":") == 1:
+        address = address.partition(":")[0]
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped
+    bits = 24 if parsed.version == 4 else 48
+    return str(ipaddress.ip_network(f"{parsed}/{bits}", strict=False))
+
+
+async def _answer_options(send: Send) -> None:
+    headers: Headers = [
+        (b"access-control-allow-origin", b"*"),
+        (b"access-control-allow-methods", _METHODS),
+        (b"access-control-allow-headers", b"*"),
+        (b"access-control-max-age", b"86400"),
+        (b"allow", _METHODS),
+    ]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send(_NO_BODY)
+
+
+async def _text(send: Send, status: int, sentence: bytes, extra: Headers | None = None) -> None:
+    headers: Headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(sentence)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        *(extra or []),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": sentence, "more_body": False})

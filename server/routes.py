@@ -1,0 +1,96 @@
+"""Which app a token belongs to, in memory: a hit, of a known token or an unknown one, never costs a database query.
+
+All tokens are held, and brought up to date twice a second by one query that is usually empty (`unscoped_routes`). A
+token that is not there may have been issued within the last half second, so its hit waits for an update that begins
+after it came: at most one every `_MISS_SECONDS`, shared by all that wait. Tokens found unknown are remembered briefly,
+so that a flood of them is answered at once.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from tenants.tokens import Route, unscoped_routes
+
+log = structlog.get_logger()
+
+# Half the time the protocol allows for a change to count everywhere, less a slow query's.
+_REFRESH_SECONDS = 0.5
+_MISS_SECONDS = 0.1
+_UNKNOWN_SECONDS = 1.0
+# About 10 MB of remembered unknown tokens at most; a flood of ever new ones starts the memory over.
+_UNKNOWN_MOST = 50_000
+
+
+class Routes:
+    """The tokens of all tenants. For one event loop."""
+
+    def __init__(self) -> None:
+        self.by_token: dict[str, Route] = {}
+        self.by_app: dict[bytes, Route] = {}
+        # When the last update that worked began, by time.monotonic; 0 before the first.
+        self.fresh_at = 0.0
+        self._revision = 0
+        self._unknown: dict[str, float] = {}
+        self._next: asyncio.Task[None] | None = None
+        self._missed_at = 0.0
+        # One update at a time: an older answer must never overwrite a newer one.
+        self._one = asyncio.Lock()
+        self._failing = False
+
+    async def find(self, token: str) -> Route | None:
+        """The route of a token that is not in memory, or None. Raises whatever the control database raises."""
+        now = time.monotonic()
+        if self._unknown.get(token, 0.0) > now:
+            return None
+        if self._next is None:
+            self._next = asyncio.create_task(self._refresh_soon())
+        await asyncio.shield(self._next)
+        route = self.by_token.get(token)
+        if route is None:
+            if len(self._unknown) >= _UNKNOWN_MOST:
+                self._unknown.clear()
+            self._unknown[token] = now + _UNKNOWN_SECONDS
+        return route
+
+    async def _refresh_soon(self) -> None:
+        await asyncio.sleep(self._missed_at + _MISS_SECONDS - time.monotonic())
+        self._missed_at = time.monotonic()
+        self._next = None  # whoever comes from here on needs a later update
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Bring the tokens up to date."""
+        async with self._one:
+            began = time.monotonic()
+            for route in await unscoped_routes(self._revision):
+                self._revision = max(self._revision, route.revision)
+                known = self.by_token.pop(route.token, None)
+                if not route.app_id.int:  # the app was deleted: hits of it that still wait go nowhere
+                    if known is not None:
+                        self.by_app.pop(known.app_id.bytes, None)
+                    continue
+                self.by_app[route.app_id.bytes] = route
+                if not route.revoked:
+                    self.by_token[route.token] = route
+                self._unknown.pop(route.token, None)
+            self.fresh_at = began
+
+    async def keep_fresh(self) -> None:
+        """Refresh for ever. While the control database is away, what is known goes on being used."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception as error:
+                if not self._failing:
+                    log.warning(
+                        "control database does not answer; known tokens go on working",
+                        error=type(error).__name__,
+                    )
+                self._failing = True
+            else:
+                if self._failing:
+                    log.info("control database answers again")
+                self._failing = False
+            await asyncio.sleep(_REFRESH_SECONDS)

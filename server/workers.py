@@ -1,0 +1,59 @@
+"""Several processes on one port: a parent that starts them, starts again the one that dies, and ends them together."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable
+
+import structlog
+
+log = structlog.get_logger()
+
+# A worker that dies sooner than this after its start is not started again at once: something is wrong with all of them.
+_SETTLED_SECONDS = 5.0
+# Workers need up to 5 s to end by themselves.
+_END_SECONDS = 8.0
+
+
+async def supervise(count: int, arguments: list[str], announcement: Awaitable[None]) -> int:
+    """Run `count` processes of this command with `arguments` until SIGTERM or SIGINT; returns the exit status."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    announcing = asyncio.ensure_future(announcement)
+    results = await asyncio.gather(*(_keep_running(index, arguments, stopping) for index in range(count)))
+    announcing.cancel()
+    return max(results)
+
+
+async def _keep_running(index: int, arguments: list[str], stopping: asyncio.Event) -> int:
+    status = 0
+    while not stopping.is_set():
+        began = time.monotonic()
+        # In a group of its own: Ctrl-C reaches the parent alone, which ends the workers once.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "server.cli", *arguments, "--worker-of", str(os.getpid()), process_group=0
+        )
+        ended = asyncio.create_task(process.wait())
+        asked = asyncio.create_task(stopping.wait())
+        await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not ended.done():
+            process.terminate()
+            try:
+                status = await asyncio.wait_for(ended, _END_SECONDS)
+            except TimeoutError:
+                log.error("worker did not end and was killed", worker=index)
+                process.kill()
+                status = 1
+            return abs(status)
+        status = ended.result()
+        if time.monotonic() - began < _SETTLED_SECONDS:
+            log.error("worker cannot run", worker=index, status=status)
+            stopping.set()
+            return abs(status) or 1
+        log.error("worker died and is started again", worker=index, status=status)
+    return abs(status)

@@ -1,0 +1,21 @@
+"""What the domain refuses, and why: the callers turn these into HTTP answers or command line errors."""
+
+
+class NotFound(Exception):
+    """It does not exist, or it is another tenant's: the caller cannot tell the two apart."""
+
+
+class InvalidValue(Exception):
+    """What somebody entered cannot be used: `field` is the parameter, the message a sentence for people."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class EmailTaken(InvalidValue):
+    """Another user has this e-mail address."""
+
+
+class Unavailable(Exception):
+    """A store does not answer for now: try again later."""

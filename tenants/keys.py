@@ -1,0 +1,59 @@
+"""API keys: shown once, stored as a hash."""
+# Piccolo's annotations leave type arguments open.
+# pyright: reportUnknownMemberType=false
+
+import hashlib
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from tenants.errors import NotFound
+from tenants.tables import ApiKey, Tenant, clean_name
+
+# Often enough to see whether a key is still in use, without a write for each of its requests.
+LAST_USED_EVERY = timedelta(minutes=1)
+
+
+async def create_key(tenant: Tenant, name: str) -> tuple[ApiKey, str]:
+    """A new key and its text, which cannot be had again; raises InvalidValue for the name."""
+    plaintext = "onepx_" + secrets.token_urlsafe(32)
+    key = ApiKey(tenant=tenant.id, name=clean_name(name), key_hash=_hash(plaintext), prefix=plaintext[:12])
+    await key.save()
+    return key, plaintext
+
+
+async def tenant_by_key(plaintext: str) -> Tenant | None:
+    """The tenant that this key belongs to; None for an unknown or revoked one."""
+    key = (
+        await ApiKey.objects(ApiKey.tenant)
+        .where(ApiKey.key_hash == _hash(plaintext), ApiKey.revoked_at.is_null())
+        .first()
+    )
+    if key is None:
+        return None
+    now = datetime.now(UTC)
+    if not key.last_used_at or key.last_used_at <= now - LAST_USED_EVERY:
+        await ApiKey.update({ApiKey.last_used_at: now}).where(ApiKey.id == key.id)
+    return key.tenant
+
+
+async def list_keys(tenant: Tenant) -> list[ApiKey]:
+    """The tenant's keys, revoked ones too, newest first."""
+    return await ApiKey.objects().where(ApiKey.tenant == tenant.id).order_by(ApiKey.id, ascending=False)
+
+
+async def revoke_key(tenant: Tenant, key_id: int) -> None:
+    """End the key now; one revoked before stays as it is. Raises NotFound unless it is this tenant's."""
+    # PostgreSQL refuses a number that its column cannot hold.
+    if not 0 < key_id < 2**31:
+        raise NotFound
+    key = await ApiKey.objects().where(ApiKey.id == key_id, ApiKey.tenant == tenant.id).first()
+    if key is None:
+        raise NotFound
+    await ApiKey.update({ApiKey.revoked_at: datetime.now(UTC)}).where(
+        ApiKey.id == key_id, ApiKey.revoked_at.is_null()
+    )
+
+
+def _hash(plaintext: str) -> str:
+    # A fast hash is enough: 256 random bits cannot be guessed, however fast.
+    return hashlib.sha256(plaintext.encode(errors="replace")).hexdigest()

@@ -1,0 +1,167 @@
+"""The control database: what must be unique and transactional. What grows with traffic is in the event store.
+
+Times are timezone-aware UTC. Secrets (passwords, API keys, session tokens) are stored as hashes only.
+"""
+# Piccolo keeps a table's engine in `_meta`, and its annotations leave type arguments open.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from contextlib import AbstractAsyncContextManager
+from enum import StrEnum
+from typing import Any
+
+from piccolo.columns import (
+    UUID,
+    BigInt,
+    Boolean,
+    Bytea,
+    ForeignKey,
+    Integer,
+    OnDelete,
+    Serial,
+    Text,
+    Timestamptz,
+    Varchar,
+)
+from piccolo.columns.defaults.uuid import UUID4
+from piccolo.table import Table
+
+from tenants.errors import InvalidValue
+
+
+class Role(StrEnum):
+    """What a user may do in a tenant."""
+
+    OWNER = "owner"
+    MEMBER = "member"
+    VIEWER = "viewer"
+
+
+class Tenant(Table):
+    """A customer. `rate` is in events a second, `burst` in events, both over all its apps."""
+
+    id: Serial
+    name = Varchar(length=100)
+    rate = Integer(default=1_000)
+    burst = Integer(default=5_000)
+    created_at = Timestamptz()
+
+
+# `user` is a reserved word in PostgreSQL.
+class User(Table, tablename="users"):
+    """Somebody who logs in. `email` is lower-cased; without `password_hash` there is no login."""
+
+    id: Serial
+    email = Varchar(length=254, unique=True)
+    name = Varchar(length=100)
+    password_hash = Text(null=True, default=None, secret=True)
+    created_at = Timestamptz()
+
+
+class Membership(Table):
+    """A user's one role in a tenant."""
+
+    id: Serial
+    tenant = ForeignKey(Tenant, null=False, on_delete=OnDelete.cascade)
+    user = ForeignKey(User, null=False, on_delete=OnDelete.cascade, index=True)
+    role = Varchar(length=10, choices=Role, default=Role.VIEWER)
+
+
+class App(Table):
+    """A site or newsletter of a tenant. Its id names its rows in the event store: it is never used again."""
+
+    id = UUID(primary_key=True, default=UUID4())
+    tenant = ForeignKey(Tenant, null=False, on_delete=OnDelete.cascade, index=True)
+    name = Varchar(length=100)
+    currency = Varchar(length=3, default="USD")
+    timezone = Varchar(length=64, default="UTC")
+    honour_privacy_signals = Boolean(default=True)
+    created_at = Timestamptz()
+
+
+class AppToken(Table):
+    """A token in pixel URLs. The row outlives its app, so that every process hears of the end: see tokens.py.
+
+    Hence `restrict`: an app is deleted after its tokens were revoked and let go, or not at all.
+    """
+
+    id: Serial
+    app = ForeignKey(App, null=True, on_delete=OnDelete.restrict, index=True)
+    token = Varchar(length=24, unique=True)
+    created_at = Timestamptz()
+    expires_at = Timestamptz(null=True, default=None)
+    revoked_at = Timestamptz(null=True, default=None)
+    revision = BigInt(index=True)
+
+
+class ApiKey(Table):
+    """A key that reads the tenant's data. `prefix` is what people recognise it by."""
+
+    id: Serial
+    tenant = ForeignKey(Tenant, null=False, on_delete=OnDelete.cascade, index=True)
+    name = Varchar(length=100)
+    key_hash = Varchar(length=64, unique=True, secret=True)
+    prefix = Varchar(length=12)
+    created_at = Timestamptz()
+    last_used_at = Timestamptz(null=True, default=None)
+    revoked_at = Timestamptz(null=True, default=None)
+
+
+# Its index on `user` would be called session_user, which is a reserved word too.
+class Session(Table, tablename="sessions"):
+    """A login in one browser."""
+
+    id: Serial
+    user = ForeignKey(User, null=False, on_delete=OnDelete.cascade, index=True)
+    token_hash = Varchar(length=64, unique=True, secret=True)
+    created_at = Timestamptz()
+    expires_at = Timestamptz()
+    last_seen_at = Timestamptz()
+    user_agent = Varchar(length=255)
+
+
+class Revision(Table):
+    """One row: the number of the last change that ingest has to hear of."""
+
+    id: Serial
+    n = BigInt()
+
+
+class EventId(Table):
+    """Which hit owns a customer's `event_id`: see event_ids.py. No foreign keys, it is written in bulk."""
+
+    key = Bytea(primary_key=True, default=None)
+    hit_id = Bytea(default=None)
+    received_at = BigInt(index=True)
+
+
+TABLES: tuple[type[Table], ...] = (
+    Tenant,
+    User,
+    Membership,
+    App,
+    AppToken,
+    ApiKey,
+    Session,
+    Revision,
+    EventId,
+)
+
+# What a table's columns cannot say. Piccolo's `Unique` over several columns needs ALTER TABLE … ADD CONSTRAINT,
+# which SQLite does not have.
+INDEXES = ('CREATE UNIQUE INDEX membership_tenant_user ON membership (tenant, "user")',)
+
+
+def transaction() -> AbstractAsyncContextManager[Any]:
+    """A transaction that writes: on SQLite it waits for the one writer when it begins, not half-way.
+
+    Raises TransactionError inside another one: an inner one would neither commit nor roll back on its own.
+    """
+    return Tenant._meta.db.transaction(allow_nested=False)
+
+
+def clean_name(name: str) -> str:
+    """The name stripped; raises InvalidValue unless 1-100 printable characters are left."""
+    name = name.strip()
+    if not 1 <= len(name) <= 100 or not name.isprintable():
+        raise InvalidValue("name", "A name has 1 to 100 characters.")
+    return name

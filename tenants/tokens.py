@@ -1,0 +1,154 @@
+"""App tokens, and how every process hears within moments that one changed.
+
+Whatever changes a hit's treatment (a token issued, rotated, revoked; a tenant's limit; an app's settings or
+end) stamps the token rows it touches with the next revision, in the same transaction. Counting up locks the
+one row of `revision` until the commit, so revisions become visible in their order: a reader that remembers the
+highest one it saw and asks for those after it misses none. That query is one look at an index, and usually
+finds nothing.
+
+Take the revision first in a transaction: two that lock rows in different order could wait for each other.
+"""
+# Piccolo's annotations leave type arguments open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+
+from tenants.errors import InvalidValue, NotFound
+from tenants.tables import App, AppToken, Revision, Tenant, transaction
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Where a token leads: all that ingest needs to know about it.
+
+    `expires_at` is in Unix seconds. A deleted app's token is `revoked`, its `app_id` and numbers are zero.
+    """
+
+    token: str
+    app_id: UUID
+    tenant_id: int
+    rate: int
+    burst: int
+    currency: str
+    honour_privacy: bool
+    expires_at: float | None
+    revoked: bool
+    revision: int
+
+
+async def issue(app: App) -> str:
+    """One more token for the app; raises NotFound when the app is gone."""
+    async with transaction():
+        return await add_token(app, await next_revision())
+
+
+async def rotate(app: App, overlap: timedelta) -> str:
+    """A new token; every other live one ends after `overlap`, or earlier where that was settled before.
+
+    Raises NotFound when the app is gone, InvalidValue for a negative overlap.
+    """
+    if overlap < timedelta(0):
+        raise InvalidValue("overlap", "An overlap is zero or longer.")
+    async with transaction():
+        revision = await next_revision()
+        end = datetime.now(UTC) + overlap
+        await AppToken.update({AppToken.expires_at: end, AppToken.revision: revision}).where(
+            AppToken.app == app.id,
+            AppToken.revoked_at.is_null(),
+            AppToken.expires_at.is_null() | (AppToken.expires_at > end),
+        )
+        return await add_token(app, revision)
+
+
+async def revoke(tenant: Tenant, token: str) -> None:
+    """End the token now; one revoked before stays as it is. Raises NotFound unless it is this tenant's."""
+    async with transaction():
+        revision = await next_revision()
+        found = await find(tenant, token)
+        await AppToken.update({AppToken.revoked_at: datetime.now(UTC), AppToken.revision: revision}).where(
+            AppToken.id == found.id, AppToken.revoked_at.is_null()
+        )
+
+
+async def find(tenant: Tenant, token: str) -> AppToken:
+    """The token with its app in `app`, ended or not; raises NotFound unless it is this tenant's."""
+    # Anything else cannot be one of ours, and PostgreSQL refuses some of it (a NUL) as text.
+    if not re.fullmatch(r"[0-9a-f]{24}", token):
+        raise NotFound
+    found = (
+        await AppToken.objects(AppToken.app)
+        .where(AppToken.token == token, AppToken.app._.tenant == tenant.id)
+        .first()
+    )
+    if found is None:
+        raise NotFound
+    return found
+
+
+async def unscoped_routes(after_revision: int) -> list[Route]:
+    """Every token stamped after `after_revision` (0: all), in the order of their revisions."""
+    rows = (
+        await AppToken.select(
+            AppToken.token,
+            AppToken.expires_at,
+            AppToken.revoked_at,
+            AppToken.revision,
+            AppToken.app.as_alias("app_id"),
+            AppToken.app._.currency.as_alias("currency"),
+            AppToken.app._.honour_privacy_signals.as_alias("honour_privacy"),
+            AppToken.app._.tenant.as_alias("tenant_id"),
+            AppToken.app._.tenant._.rate.as_alias("rate"),
+            AppToken.app._.tenant._.burst.as_alias("burst"),
+        )
+        .where(AppToken.revision > after_revision)
+        .order_by(AppToken.revision)
+    )
+    return [
+        Route(
+            token=row["token"],
+            app_id=row["app_id"] or UUID(int=0),
+            tenant_id=row["tenant_id"] or 0,
+            rate=row["rate"] or 0,
+            burst=row["burst"] or 0,
+            currency=row["currency"] or "",
+            honour_privacy=bool(row["honour_privacy"]),
+            expires_at=row["expires_at"] and row["expires_at"].timestamp(),
+            revoked=row["revoked_at"] is not None or row["app_id"] is None,
+            revision=row["revision"],
+        )
+        for row in rows
+    ]
+
+
+async def next_revision() -> int:
+    """Count up, inside a transaction: the others that want to wait here until it commits."""
+    rows = await Revision.raw(
+        "INSERT INTO revision (id, n) VALUES (1, 1) "
+        "ON CONFLICT (id) DO UPDATE SET n = revision.n + 1 RETURNING n"
+    )
+    return rows[0]["n"]
+
+
+async def add_token(app: App, revision: int) -> str:
+    """A new token, inside a transaction that took `revision`; raises NotFound when the app is gone."""
+    if not await App.exists().where(App.id == app.id):
+        raise NotFound
+    token = secrets.token_hex(12)
+    await AppToken(app=app.id, token=token, revision=revision).save()
+    return token
+
+
+async def stamp_app(app: App) -> None:
+    """Make every process read the app's routes again, inside the transaction that changes it."""
+    await AppToken.update({AppToken.revision: await next_revision()}).where(AppToken.app == app.id)
+
+
+async def stamp_tenant(tenant: Tenant) -> None:
+    """Make every process read the tenant's routes again, inside the transaction that changes it."""
+    revision = await next_revision()
+    apps = App.select(App.id).where(App.tenant == tenant.id)
+    await AppToken.update({AppToken.revision: revision}).where(AppToken.app.is_in(apps))

@@ -1,0 +1,75 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from server.database import Database
+from tenants import keys
+from tenants.errors import InvalidValue, NotFound
+from tenants.tables import ApiKey, Tenant
+
+
+async def last_used(key: ApiKey) -> datetime | None:
+    (row,) = await ApiKey.select(ApiKey.last_used_at).where(ApiKey.id == key.id)
+    return row["last_used_at"]
+
+
+async def test_a_key_is_its_tenants(database: Database, alice: Tenant, bob: Tenant) -> None:
+    key, plaintext = await keys.create_key(alice, " Reports ")
+    assert plaintext.startswith("onepx_")
+    assert len(plaintext) >= 38
+    assert key.name == "Reports"
+    assert plaintext.startswith(key.prefix)
+    assert len(key.prefix) == 12
+    found = await keys.tenant_by_key(plaintext)
+    assert found is not None
+    assert (found.id, found.name) == (alice.id, "Alice")
+    for unknown in ("", "onepx_", plaintext[:-1], plaintext + "x", "\0", "\ud800"):
+        assert await keys.tenant_by_key(unknown) is None
+
+
+async def test_only_a_hash_is_stored(database: Database, alice: Tenant) -> None:
+    _, plaintext = await keys.create_key(alice, "Reports")
+    (row,) = await ApiKey.select()
+    assert plaintext not in repr(row)
+    assert plaintext[13:] not in repr(row)
+
+
+async def test_a_revoked_key_opens_nothing(database: Database, alice: Tenant) -> None:
+    key, plaintext = await keys.create_key(alice, "Reports")
+    _, other = await keys.create_key(alice, "Other")
+    await keys.revoke_key(alice, key.id)
+    assert await keys.tenant_by_key(plaintext) is None
+    assert await keys.tenant_by_key(other) is not None
+    (first,) = [listed.revoked_at for listed in await keys.list_keys(alice) if listed.id == key.id]
+    await keys.revoke_key(alice, key.id)
+    assert [listed.name for listed in await keys.list_keys(alice)] == ["Other", "Reports"]
+    assert (await keys.list_keys(alice))[1].revoked_at == first
+
+
+async def test_bob_cannot_reach_alices_key(database: Database, alice: Tenant, bob: Tenant) -> None:
+    key, plaintext = await keys.create_key(alice, "Reports")
+    for tenant, key_id in ((bob, key.id), (alice, key.id + 1), (alice, 0), (alice, -1), (alice, 2**70)):
+        with pytest.raises(NotFound):
+            await keys.revoke_key(tenant, key_id)
+    assert await keys.list_keys(bob) == []
+    assert await keys.tenant_by_key(plaintext) is not None
+
+
+async def test_last_use_is_written_once_a_minute(database: Database, alice: Tenant) -> None:
+    key, plaintext = await keys.create_key(alice, "Reports")
+    assert await last_used(key) is None
+    await keys.tenant_by_key(plaintext)
+    first = await last_used(key)
+    assert first is not None
+    assert datetime.now(UTC) - first < timedelta(minutes=1)
+    await keys.tenant_by_key(plaintext)
+    assert await last_used(key) == first
+    earlier = first - timedelta(seconds=61)
+    await ApiKey.update({ApiKey.last_used_at: earlier}).where(ApiKey.id == key.id)
+    await keys.tenant_by_key(plaintext)
+    assert (await last_used(key) or earlier) >= first
+
+
+async def test_a_key_needs_a_name(database: Database, alice: Tenant) -> None:
+    with pytest.raises(InvalidValue):
+        await keys.create_key(alice, " ")
