@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,8 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from server.database import Database
-from server.digest import CATEGORIES, Digester
+from server.digest import CATEGORIES
+from server.digest_process import DigestProcess
 from server.event_store import EventStore
 from server.journal import Hit, Journal
 from server.limits import Limiter
@@ -37,14 +39,15 @@ log = structlog.get_logger()
 
 ASGIApp = Callable[[Scope, Receive, Send], Any]
 
-# The event loop and the digest's thread take turns: Python's default of 5 ms would be what hits wait for.
+# The event loop and other threads take turns: Python's default of 5 ms would be what hits wait for.
 _SWITCH_SECONDS = 0.001
 # Connections, idle ones too, not requests: more than any one machine's pixels hold open behind a proxy.
 _CONNECTIONS = 16_384
 # A debugging hit waits so long for its outcome; the digest usually needs a fifth of a second.
 _OUTCOME_SECONDS = 1.5
-# Of the 5 s a stop may take: what the digest gets for its current batch.
+# Of the 5 s a stop may take: what the digest gets for its current batch, and the event store for being closed.
 _DRAIN_SECONDS = 2.0
+_CLOSE_SECONDS = 1.0
 
 
 class CannotStart(Exception):
@@ -54,19 +57,24 @@ class CannotStart(Exception):
 class _Outcomes:
     """What became of a hit that carries debug=1: told by the digest where it runs here, else foretold."""
 
-    def __init__(self, digester: Digester | None) -> None:
-        self._digester = digester
+    def __init__(self, digest: DigestProcess | None) -> None:
+        self._digest = digest
 
     def watch(self) -> int:
         """See pixel.Outcomes."""
-        return self._digester.watch() if self._digester is not None and self._digester.active else 0
+        return self._digest.watch() if self._digest is not None else 0
 
-    async def outcome(self, watch: int, hit: Hit, route: Route) -> tuple[str, tuple[str, ...]]:
+    def forget(self, watch: int) -> None:
         """See pixel.Outcomes."""
-        if watch and self._digester is not None:
-            told = await self._digester.outcome(watch, _OUTCOME_SECONDS)
+        if self._digest is not None:
+            self._digest.forget(watch)
+
+    async def outcome(self, hit: Hit, route: Route) -> tuple[str, tuple[str, ...]]:
+        """See pixel.Outcomes."""
+        if hit.watch and self._digest is not None:
+            told = await self._digest.outcome(hit.watch, _OUTCOME_SECONDS)
             if told is not None:
-                return told
+                return told.result, told.warnings
         category = CATEGORIES[hit.category]
         meaning = decode(category, hit.query, route.currency, hit.privacy)
         if not isinstance(meaning, Event):
@@ -147,16 +155,16 @@ async def run(settings: Settings, role: Role) -> None:
         log.info("control database migrated", migration=name)
     routes = Routes()
     await routes.refresh()
-    store = digester = None
+    store = digest = None
     if role.pages:
         store = EventStore(settings.events_url, settings.data_dir / "tmp")
         if store.embedded:
             await asyncio.to_thread(store.migrate)
-        digester = Digester(settings.journal_dir, store, routes)
+        digest = DigestProcess(store)
     limiter = Limiter(settings.run_dir)
     journal = Journal(settings.journal_dir, settings.journal_max_bytes)
-    pixel = Pixel(routes, limiter, journal, _Outcomes(digester), settings.trusted_proxies)
-    operations = Operations(settings, database, journal, pixel, store, digester)
+    pixel = Pixel(routes, limiter, journal, _Outcomes(digest), settings.trusted_proxies)
+    operations = Operations(settings, database, journal, pixel, store, digest)
     pages: ASGIApp = _no_pages
     if store is not None:
         from web.app import create_app  # not in `collect`: it would cost its start half a second and 40 MB
@@ -178,31 +186,37 @@ async def run(settings: Settings, role: Role) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
-    digesting = asyncio.create_task(digester.run()) if digester is not None else None
     async with _background(
         routes.keep_fresh(),
         _each(0.1, limiter.sync),
         _each(1.0, journal.flush_limited),
+        *([] if digest is None else [digest.run()]),
         *([] if role.worker else [announce(settings, role.pages)]),
     ):
         # Returns after it stopped accepting and answered what was waiting.
         await server.serve()
         log.info("stopping")
         await journal.close()
-    if digester is not None and digesting is not None:
-        await digester.drain(_DRAIN_SECONDS)
-        stuck = digester.active
-    else:
-        stuck = False
+        if digest is not None:
+            await digest.stop(_DRAIN_SECONDS)
     limiter.close()
     await database.close()
     log.info("stopped")
-    if stuck:
-        # A thread waits for an event store that does not answer, and Python would wait for the thread. Its batch is
-        # remembered, so nothing depends on it.
-        os._exit(0)
     if store is not None:
-        await asyncio.to_thread(store.close)
+        # A thread may wait for an event store that does not answer, and Python would wait for the thread. By now
+        # everything that matters is on disk.
+        with _at_most(_CLOSE_SECONDS):
+            await asyncio.to_thread(store.close)
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Generator[None]:
+    """End the process, successfully, when the block takes longer."""
+    timer = threading.Timer(seconds, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+    yield
+    timer.cancel()
 
 
 async def announce(settings: Settings, pages: bool) -> None:

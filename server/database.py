@@ -23,8 +23,6 @@ from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionType, dict_factory
 
 import migrations
-from server.settings import redact
-from tenants.errors import Unavailable
 from tenants.errors import Unavailable
 from tenants.tables import TABLES, transaction
 
@@ -50,8 +48,8 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.shown = redact(url).partition("?")[0]
         scheme, _, rest = url.partition("://")
+        self.shown = _without_password(scheme, rest)
         if scheme == "sqlite":
             self._engine = _SQLite(Path("/" + rest.lstrip("/")))
         elif scheme in ("postgres", "postgresql"):
@@ -134,6 +132,12 @@ class Database:
         except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise DatabaseUnavailable(f"Control database {self.shown}: {reason}") from error
+
+
+def _without_password(scheme: str, rest: str) -> str:
+    """The URL without user and options, even where a password holds an unescaped `/`, `#` or `?`."""
+    address, _, options = rest.partition("?")
+    return f"{scheme}://" + ("…" if "@" in options else address.rpartition("@")[2])
 
 
 def _migration_modules() -> dict[str, str]:

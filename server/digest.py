@@ -15,22 +15,20 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 from uuid import UUID
 
 import msgspec
 import structlog
 
-from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable
+from server.event_store import EventStoreRefused
 from server.journal import (
     Backlog,
     DamagedSegment,
@@ -43,6 +41,7 @@ from server.journal import (
 )
 from server.routes import Routes
 from tenants import event_ids
+from tenants.errors import Unavailable
 from tenants.event_ids import Claim
 from tenants.events import OUTCOMES, Row, event_row, rejection_row
 from tenants.hits import Category, Event, Rejection, decode
@@ -56,8 +55,6 @@ _BATCH_BYTES = 16 * 1024**2
 # Small batches make many parts, so wait this long between them; "readable within 2 s" leaves room for it.
 _PAUSE_SECONDS = 0.2
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
-# A claim's bookkeeping runs on the event loop, beside the pixels: keep each turn short.
-_CLAIMS_AT_ONCE = 500
 _PURGE_SECONDS = 3600.0
 _EVENT_ID_DAYS = 30
 
@@ -83,6 +80,14 @@ class Batch:
         return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 
+class Outcome(msgspec.Struct, array_like=True):
+    """What the hit marked `watch` became."""
+
+    watch: int
+    result: str
+    warnings: tuple[str, ...] = ()
+
+
 @dataclass
 class Understood:
     """What a batch's hits mean. `failed`: hits that could not be digested, with the error."""
@@ -93,8 +98,8 @@ class Understood:
     duplicates: int = 0
     traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter)
     failed: dict[int, str] = field(default_factory=dict)
-    # Row id -> (headers of a watched hit, its number)
-    watched: dict[int, tuple[int, str, tuple[str, ...]]] = field(default_factory=dict)
+    # By hit id, of the hits whose sender waits to hear.
+    watched: dict[int, Outcome] = field(default_factory=dict)
 
 
 class State:
@@ -222,12 +227,12 @@ def understand(
                     found.claims.append(claim)
                 traffic[app, minute, "recorded"] += 1
                 if hit.watch:
-                    found.watched[named] = (hit.watch, "recorded", meaning.warnings)
+                    found.watched[named] = Outcome(hit.watch, "recorded", meaning.warnings)
             else:
                 rejections.append(rejection_row(meaning, app, hit.received_at, named, category))
                 traffic[app, minute, "rejected"] += 1
                 if hit.watch:
-                    found.watched[named] = (hit.watch, f"rejected; reason={meaning.reason}", ())
+                    found.watched[named] = Outcome(hit.watch, f"rejected; reason={meaning.reason}")
         except Exception as error:  # whatever it is, it is this hit's, and must not hold up the others
             found.failed[named] = f"{type(error).__name__}: {error}"
     return found
@@ -249,8 +254,7 @@ def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
         found.traffic[app, minute, "duplicate"] += 1
         found.duplicates += 1
         if named in found.watched:
-            watch, _, warnings = found.watched[named]
-            found.watched[named] = (watch, "duplicate", warnings)
+            found.watched[named].result = "duplicate"
     found.events = kept
 
 
@@ -268,9 +272,13 @@ def traffic_rows(
     return [(app, minute, *n.values()) for (app, minute), n in sorted(counts.items()) if any(n.values())]
 
 
-@dataclass
-class DigestFigures:
-    """What this process digested since it started, for /metrics."""
+class DigestFigures(msgspec.Struct):
+    """What was digested since the process started, for /metrics, and how it goes."""
+
+    # Whether it holds the journal's lock.
+    active: bool = False
+    # Why the last batch could not be digested; None while all is well.
+    trouble: str | None = None
 
     recorded: int = 0
     rejected: int = 0
@@ -279,115 +287,112 @@ class DigestFigures:
     batches: int = 0
     seconds: float = 0.0
 
+    def after(self, before: "DigestFigures") -> "DigestFigures":
+        """These figures on top of those of a process that digested before."""
+        return DigestFigures(
+            active=self.active,
+            trouble=self.trouble,
+            **{name: getattr(self, name) + getattr(before, name) for name in self.__struct_fields__[2:]},
+        )
+
+
+class Inserts(Protocol):
+    """Where rows go: the event store, directly or through the process that owns it."""
+
+    async def insert(self, table: str, rows: Sequence[Row], token: str) -> None:
+        """Insert once for each token. Raises EventStoreRefused when a row is at fault, else EventStoreUnavailable."""
+        ...
+
+
+class Listener(Protocol):
+    """Who hears how the digest goes."""
+
+    async def progressed(self, figures: DigestFigures) -> None:
+        """After every batch, and when trouble begins or ends."""
+        ...
+
+    async def became(self, outcomes: list[Outcome]) -> None:
+        """What watched hits became."""
+        ...
+
 
 class Digester:
-    """Digests a machine's journal in the one process that holds its lock; the others stand by."""
+    """Digests a machine's journal while it holds the journal's lock; any others stand by."""
 
-    def __init__(self, folder: Path, store: EventStore, routes: Routes, decode: Decode = decode) -> None:
+    def __init__(
+        self, folder: Path, inserts: Inserts, routes: Routes, listener: Listener, decode: Decode = decode
+    ) -> None:
         self.figures = DigestFigures()
-        self.active = False
-        # Why the last batch could not be digested; None while all is well.
-        self.trouble: str | None = None
         self._folder = folder
-        self._store = store
+        self._inserts = inserts
         self._routes = routes
+        self._listener = listener
         self._decode = decode
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="digest")
         self._state: State | None = None
         self._stopping = asyncio.Event()
-        self._nudge = asyncio.Event()
-        self._watches: dict[int, asyncio.Future[tuple[str, tuple[str, ...]]]] = {}
         self._purged = 0.0
 
-    # Watched hits (debug=1)
-
-    def watch(self) -> int:
-        """A number that marks a hit whose outcome this process waits for."""
-        number = secrets.randbits(63) | 1
-        self._watches[number] = asyncio.get_running_loop().create_future()
-        self._nudge.set()
-        return number
-
-    async def outcome(self, watch: int, seconds: float) -> tuple[str, tuple[str, ...]] | None:
-        """(result, warnings) of the watched hit, or None when it is not digested here within `seconds`."""
-        self._nudge.set()
-        try:
-            return await asyncio.wait_for(self._watches[watch], seconds)
-        except TimeoutError:
-            return None
-        finally:
-            del self._watches[watch]
-
-    # The loop
+    def stop(self) -> None:
+        """End `run` after the current batch; the rest stays in the journal."""
+        self._stopping.set()
 
     async def run(self) -> None:
         """Digest until `stop`. Never raises: what goes wrong is logged, shown by /healthz and tried again."""
         lock = os.open(self._folder / "digest.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while not self._stopping.is_set() and not _try_lock(lock):
-                await self._sleep(1.0)
+        while not self._stopping.is_set() and not _try_lock(lock):
+            await self._sleep(_PAUSE_SECONDS)
+        failures = 0
+        self.figures.active = True
+        await self._listener.progressed(self.figures)
+        while not self._stopping.is_set():
+            try:
+                self._state = self._state or State(self._folder)
+                more = await self._digest_batch(self._state)
+            except Exception as error:  # a bug here must not end digestion
+                await self._in_trouble(error)
+                await self._sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+                failures += 1
+                continue
+            if self.figures.trouble is not None:
+                log.info("digestion goes on")
+                self.figures.trouble = None
+                await self._listener.progressed(self.figures)
             failures = 0
-            while not self._stopping.is_set():
-                try:
-                    self._state = self._state or await self._in_thread(State, self._folder)
-                    self.active = True
-                    more = await self._digest_batch(self._state)
-                except Exception as error:  # a bug here must not end digestion
-                    self._in_trouble(error)
-                    await self._sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
-                    failures += 1
-                    continue
-                if self.trouble is not None:
-                    log.info("digestion goes on")
-                    self.trouble = None
-                failures = 0
-                if not more:
-                    await self._sleep(_PAUSE_SECONDS)
-        finally:
-            self.active = False
-            os.close(lock)
+            if not more:
+                await self._sleep(_PAUSE_SECONDS)
+        self.figures.active = False
+        os.close(lock)
 
-    def _in_trouble(self, error: Exception) -> None:
-        trouble = (
-            f"{type(error).__name__}: {error}"
-            if isinstance(error, EventStoreUnavailable)
-            else type(error).__name__
-        )
-        if self.trouble is None:
+    async def _in_trouble(self, error: Exception) -> None:
+        away = isinstance(error, Unavailable)
+        trouble = str(error) if away else type(error).__name__
+        if self.figures.trouble is None:
             log.warning(
                 "digestion waits; hits go on being kept in the journal",
                 reason=trouble,
-                exc_info=not isinstance(error, EventStoreUnavailable),
+                exc_info=None if away else error,
             )
-        self.trouble = trouble
+        self.figures.trouble = trouble
+        await self._listener.progressed(self.figures)
 
     async def _sleep(self, seconds: float) -> None:
-        """Until then, or until a watched hit or the end asks for more."""
+        """Until then, or until `stop`."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._nudge.wait(), seconds)
-        self._nudge.clear()
-
-    async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+            await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _digest_batch(self, state: State) -> bool:
-        """Digest what there is, up to a batch's size; returns whether that was a full batch."""
+        """Digest what there is, up to a batch's size; returns whether there is more than a small batch's worth."""
         began = time.perf_counter()
-        if not self._routes.fresh_at:
-            raise EventStoreUnavailable("the control database has not answered yet")
-        batch: Batch | None = await self._in_thread(self._next_batch, state)
+        batch = self._next_batch(state)
         if batch is None:
             await self._purge()
             return False
         await self._know_apps(batch)
-        found: Understood = await self._in_thread(understand, batch.hits, self._routes.by_app, self._decode)
-        for start in range(0, len(found.claims), _CLAIMS_AT_ONCE):
-            drop_duplicates(found, await event_ids.claim(found.claims[start : start + _CLAIMS_AT_ONCE]))
-        await self._in_thread(self._store_batch, state, batch, found)
-        for watch, result, warnings in found.watched.values():
-            waiting = self._watches.get(watch)
-            if waiting is not None and not waiting.done():
-                waiting.set_result((result, warnings))
+        found = understand(batch.hits, self._routes.by_app, self._decode)
+        drop_duplicates(found, await event_ids.claim(found.claims))
+        await self._store_batch(state, batch, found)
+        if found.watched:
+            await self._listener.became(list(found.watched.values()))
         figures = self.figures
         figures.recorded += len(found.events)
         figures.rejected += len(found.rejections)
@@ -395,6 +400,7 @@ class Digester:
         figures.set_aside += len(found.failed)
         figures.batches += 1
         figures.seconds += time.perf_counter() - began
+        await self._listener.progressed(figures)
         return len(batch.hits) >= _BATCH_HITS // 2
 
     async def _know_apps(self, batch: Batch) -> None:
@@ -462,26 +468,27 @@ class Digester:
         batch.hits += [(hit_id(base, index, hit.received_at), hit) for index, hit in enumerate(hits)]
         batch.limited += limited
 
-    def _store_batch(self, state: State, batch: Batch, found: Understood) -> None:
+    async def _store_batch(self, state: State, batch: Batch, found: Understood) -> None:
         token = batch.token
-        self._insert("events", found.events, token, found)
-        self._insert("rejections", found.rejections, token, found)
+        await self._insert("events", found.events, token, found)
+        await self._insert("rejections", found.rejections, token, found)
         # Last, since a row that had to be set aside above does not count.
-        self._store.insert("traffic", traffic_rows(found.traffic, batch.limited), token)
+        await self._inserts.insert("traffic", traffic_rows(found.traffic, batch.limited), token)
         state.finish(batch, found.failed)
         if found.failed:
             log.error("hits set aside; see `onepx digest`", hits=len(found.failed))
         self._clean_up(state)
 
-    def _insert(self, table: str, rows: list[Row], token: str, found: Understood) -> None:
+    async def _insert(self, table: str, rows: list[Row], token: str, found: Understood) -> None:
         """Insert; when the store refuses the rows, halve them until the one at fault is found and set aside."""
         try:
-            self._store.insert(table, rows, token)
+            if rows:
+                await self._inserts.insert(table, rows, token)
         except EventStoreRefused as error:
             if len(rows) > 1:
                 half = len(rows) // 2
-                self._insert(table, rows[:half], token + "a", found)
-                self._insert(table, rows[half:], token + "b", found)
+                await self._insert(table, rows[:half], token + "a", found)
+                await self._insert(table, rows[half:], token + "b", found)
                 return
             app, received_at, named = rows[0][:3]
             outcome = "recorded" if table == "events" else "rejected"
@@ -503,17 +510,6 @@ class Digester:
         if time.monotonic() - self._purged > _PURGE_SECONDS:
             self._purged = time.monotonic()
             await event_ids.unscoped_purge_event_ids(int((time.time() - _EVENT_ID_DAYS * 86_400) * 1000))
-
-    async def drain(self, seconds: float) -> None:
-        """Stop after the current batch, waiting for it at most `seconds`; the rest stays in the journal."""
-        self._stopping.set()
-        self._nudge.set()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._idle()), seconds)
-
-    async def _idle(self) -> None:
-        while self.active:
-            await asyncio.sleep(0.01)
 
 
 def _try_lock(fd: int) -> bool:

@@ -19,6 +19,8 @@ import structlog
 from clickhouse_connect.datatypes.registry import get_from_name
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
+from clickhouse_connect.driver.insert import InsertContext
+from clickhouse_connect.driver.transform import NativeTransform
 
 from server.settings import redact
 from tenants.errors import Unavailable
@@ -73,7 +75,9 @@ class EventStore:
         self.embedded = url.startswith("chdb:")
         self.errors = 0
         self._local = threading.local()
+        self._tmp_dir = tmp_dir
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="report")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._clients: list[Client] = []
         # chDB takes inserts through temporary files: on the disk that is watched, and readable by the owner alone.
         tempfile.tempdir = str(tmp_dir)
@@ -121,32 +125,37 @@ class EventStore:
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
 
-    def insert(self, table: str, rows: Sequence[Sequence[Any]], token: str) -> None:
-        """Insert rows of `COLUMNS[table]`, synced, once for each `token`. Blocks: for the digest's thread.
+    async def insert(self, table: str, rows: Sequence[Sequence[Any]], token: str) -> None:
+        """Insert rows of `COLUMNS[table]`, synced, once for each `token`.
 
         Raises EventStoreRefused when a row is at fault, EventStoreUnavailable when it is not.
         """
-        if not rows:
-            return
-        columns = COLUMNS[table]
-        # Transposed by zip in C; a column-oriented insert spares the client doing it row by row.
-        data = list(zip(*rows, strict=True))
+        if rows:
+            path = await asyncio.to_thread(write_native, table, rows, self._tmp_dir)
+            await self.insert_file(table, path, token)
 
-        def write(client: Client) -> None:
-            client.insert(
-                table,
-                data,
-                column_names=[name for name, _ in columns],
-                column_types=[get_from_name(kind) for _, kind in columns],
-                column_oriented=True,
-                settings={"insert_deduplicate": 1, "insert_deduplication_token": token, "async_insert": 0},
-            )
+    async def insert_file(self, table: str, path: Path, token: str) -> None:
+        """`insert` of a file that `write_native` wrote, which is removed."""
+
+        def send(client: Client) -> None:
+            names = [name for name, _ in COLUMNS[table]]
+            settings = {"insert_deduplicate": 1, "insert_deduplication_token": token, "async_insert": 0}
+            if self.embedded:
+                # Read by the engine itself: the client's own way would copy the file once more.
+                options = ", ".join(
+                    f"{name} = '{value}'" for name, value in settings.items() if name != "async_insert"
+                )
+                source = str(path).replace("\\", "\\\\").replace("'", "\\'")
+                client.command(
+                    f"INSERT INTO {table} ({', '.join(names)}) FROM INFILE '{source}' SETTINGS {options} FORMAT Native"
+                )
+            else:
+                client.raw_insert(table, names, path.read_bytes(), settings=settings, fmt="Native")
 
         try:
-            self._run(write)
-        except (TypeError, ValueError, OverflowError, AttributeError, IndexError) as error:
-            # What the client raises while it encodes a value it did not expect.
-            raise EventStoreRefused(f"{type(error).__name__}: {_first_line(error)}") from error
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._run, send)
+        finally:
+            path.unlink(missing_ok=True)
 
     def migrate(self) -> list[str]:
         """Apply what migrations/events holds and the store has not had yet; returns the names applied."""
@@ -168,8 +177,39 @@ class EventStore:
     def close(self) -> None:
         """Close all clients; the embedded engine flushes and lets go of its folder."""
         self._readers.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
         for client in self._clients:
             client.close()
+
+
+def write_native(table: str, rows: Sequence[Sequence[Any]], folder: Path) -> Path:
+    """Write rows of `COLUMNS[table]` to a new file in ClickHouse's Native format.
+
+    Raises EventStoreRefused for a value that its column cannot take, EventStoreUnavailable when the disk is full.
+    """
+    columns = COLUMNS[table]
+    # Transposed by zip in C; column-oriented data spares the encoder doing it row by row.
+    context = InsertContext(
+        table,
+        [name for name, _ in columns],
+        [get_from_name(kind) for _, kind in columns],
+        list(zip(*rows, strict=True)),
+        column_oriented=True,
+    )
+    statement = True
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".native", delete=False) as file:
+            for chunk in NativeTransform.build_insert(context):
+                # The first begins with the INSERT statement, on a line of its own.
+                file.write(chunk.partition(b"\n")[2] if statement else chunk)
+                statement = False
+    except OSError as error:
+        raise EventStoreUnavailable(f"{folder}: {error.strerror}") from error
+    if context.insert_exception is not None:
+        Path(file.name).unlink()
+        error = context.insert_exception
+        raise EventStoreRefused(f"{type(error).__name__}: {_first_line(error)}") from error
+    return Path(file.name)
 
 
 def _migrations() -> list[tuple[str, str]]:

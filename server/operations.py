@@ -14,7 +14,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from server.database import Database, DatabaseUnavailable
-from server.digest import Digester, measure_backlog
+from server.digest import measure_backlog
+from server.digest_process import DigestProcess
 from server.event_store import EventStore, EventStoreUnavailable
 from server.journal import LATENCY_BOUNDS, Backlog, Journal
 from server.pixel import Pixel, Receive, Scope, Send
@@ -28,14 +29,14 @@ _LATE_SECONDS = 30.0
 
 @dataclass
 class Operations:
-    """The parts of a running process, as far as /healthz and /metrics ask them. `store`, `digester`: not in `collect`."""
+    """The parts of a running process, as far as /healthz and /metrics ask them. `store`, `digest`: not in `collect`."""
 
     settings: Settings
     database: Database
     journal: Journal
     pixel: Pixel
     store: EventStore | None = None
-    digester: Digester | None = None
+    digest: DigestProcess | None = None
     started: float = field(default_factory=time.time)
     _backlog: Backlog | None = None
     _measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -73,8 +74,8 @@ class Operations:
     async def _ask_store(self) -> None:
         assert self.store is not None
         await self.store.query("SELECT 1")
-        if self.digester is not None and self.digester.trouble is not None:
-            raise EventStoreUnavailable(self.digester.trouble)
+        if self.digest is not None and self.digest.figures.trouble is not None:
+            raise EventStoreUnavailable(f"digestion waits: {self.digest.figures.trouble}")
 
     async def metrics(self) -> bytes:
         """Everything measured, in Prometheus' text format."""
@@ -159,8 +160,8 @@ class _Figures(Collector):
         yield GaugeMetricFamily(
             "onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", aside
         )
-        if parts.digester is not None:
-            digest = parts.digester.figures
+        if parts.digest is not None:
+            digest = parts.digest.figures
             outcomes = CounterMetricFamily("onepx_hits", "Digested hits by outcome.", labels=["outcome"])
             for outcome in ("recorded", "rejected", "duplicate", "set_aside"):
                 outcomes.add_metric([outcome], getattr(digest, outcome))

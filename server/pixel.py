@@ -68,7 +68,11 @@ class Outcomes(Protocol):
         """A number to mark the hit with, so that its outcome is told by `outcome`; 0 when it can only be foretold."""
         ...
 
-    async def outcome(self, watch: int, hit: Hit, route: Route) -> tuple[str, tuple[str, ...]]:
+    def forget(self, watch: int) -> None:
+        """The hit was not kept: nobody will ask."""
+        ...
+
+    async def outcome(self, hit: Hit, route: Route) -> tuple[str, tuple[str, ...]]:
         """The result and the warnings of the hit."""
         ...
 
@@ -160,29 +164,38 @@ class Pixel:
                 extra.append((b"set-cookie", set_cookie))
             network = self._network(scope["client"], forwarded)
         query: bytes = scope["query_string"]
-        watch = (
-            self._outcomes.watch() if b"debug" in query and method == "GET" and wants_debug(query) else None
-        )
-        app_id = route.app_id.bytes
-        hit = (
-            int(now * 1000), app_id, category, query, visitor, privacy, network, user_agent, referrer, purpose, watch or 0,
-        )  # fmt: skip
+        debug = b"debug" in query and wants_debug(query)
 
         if method == "HEAD":
             await self._gif(send, method, 200, extra)
             return
         if not self._limiter.take(route.tenant_id, route.rate, route.burst):
             self.figures.limited += 1
-            self._journal.count_limited(app_id, int(now) // 60 * 60)
+            self._journal.count_limited(route.app_id.bytes, int(now) // 60 * 60)
             await self._gif(send, method, 429, [(b"retry-after", _RETRY_LIMITED)])
             return
+        hit = (
+            int(now * 1000),
+            route.app_id.bytes,
+            category,
+            query,
+            visitor,
+            privacy,
+            network,
+            user_agent,
+            referrer,
+            purpose,
+            self._outcomes.watch() if debug else 0,
+        )
         if not await self._journal.append(hit):
             self.figures.refused += 1
+            if debug:
+                self._outcomes.forget(hit[-1])
             await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
             return
         self.figures.accepted += 1
-        if watch is not None:
-            result, warnings = await self._outcomes.outcome(watch, Hit(*hit), route)
+        if debug:
+            result, warnings = await self._outcomes.outcome(Hit(*hit), route)
             extra.append((b"x-onepx-result", result.encode()))
             if warnings:
                 extra.append((b"x-onepx-warnings", ",".join(warnings).encode()))
@@ -210,12 +223,32 @@ class Pixel:
         await send(_NO_BODY if method == "HEAD" else _GIF_BODY)
 
 
+class _Randomness:
+    """Random bytes drawn in bulk: asking the kernel lets go of the interpreter's lock, too dear for each visitor."""
+
+    def __init__(self) -> None:
+        self._drawn = b""
+        self._used = 0
+
+    def take(self, count: int) -> bytes:
+        """`count` bytes that were never given before."""
+        if self._used + count > len(self._drawn):
+            self._drawn, self._used = os.urandom(256 * count), 0
+        self._used += count
+        return self._drawn[self._used - count : self._used]
+
+
+_randomness = _Randomness()
+# A fork must not hand the same bytes to two processes.
+os.register_at_fork(after_in_child=_randomness.__init__)
+
+
 def new_visitor(token: str) -> tuple[bytes, bytes]:
     """A new visitor's id (16 bytes, UUID version 4) and the Set-Cookie value that gives it.
 
     Written by hand: http.cookies knows `Partitioned` only from Python 3.14 on.
     """
-    number = bytearray(os.urandom(16))
+    number = bytearray(_randomness.take(16))
     number[6] = number[6] & 0x0F | 0x40
     number[8] = number[8] & 0x3F | 0x80
     text = number.hex()

@@ -35,7 +35,14 @@ async def _keep_running(index: int, arguments: list[str], stopping: asyncio.Even
         began = time.monotonic()
         # In a group of its own: Ctrl-C reaches the parent alone, which ends the workers once.
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "server.cli", *arguments, "--worker-of", str(os.getpid()), process_group=0
+            sys.executable,
+            "-P",
+            "-m",
+            "server.cli",
+            *arguments,
+            "--worker-of",
+            str(os.getpid()),
+            process_group=0,
         )
         ended = asyncio.create_task(process.wait())
         asked = asyncio.create_task(stopping.wait())

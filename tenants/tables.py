@@ -146,8 +146,8 @@ TABLES: tuple[type[Table], ...] = (
     EventId,
 )
 
-# What a table's columns cannot say. Piccolo's `Unique` over several columns needs ALTER TABLE … ADD CONSTRAINT,
-# which SQLite does not have.
+# What a table's columns cannot say. Piccolo's `Unique` over several columns needs ALTER TABLE … ADD
+# CONSTRAINT, which SQLite does not have.
 INDEXES = ('CREATE UNIQUE INDEX membership_tenant_user ON membership (tenant, "user")',)
 
 

@@ -2,9 +2,9 @@
 
 Whatever changes a hit's treatment (a token issued, rotated, revoked; a tenant's limit; an app's settings or
 end) stamps the token rows it touches with the next revision, in the same transaction. Counting up locks the
-one row of `revision` until the commit, so revisions become visible in their order: a reader that remembers the
-highest one it saw and asks for those after it misses none. That query is one look at an index, and usually
-finds nothing.
+one row of `revision` until the commit, so revisions become visible in their order: a reader that remembers
+the highest one it saw and asks for those after it misses none. That query is one look at an index, which
+usually finds nothing.
 
 Take the revision first in a transaction: two that lock rows in different order could wait for each other.
 """

@@ -1,4 +1,5 @@
-"""A control database for each test, on SQLite and on a PostgreSQL cluster of this run's own; and three people."""
+"""A control database for each test, on SQLite and on PostgreSQL; and three people."""
+# pyright: reportPrivateUsage=false
 
 import asyncio
 import os
@@ -6,19 +7,15 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from server.database import Database
 from tenants.accounts import create_tenant
 from tenants.tables import TABLES, Tenant
-
-# Makes the URL of a new, empty database.
-MakeDatabase = Callable[[], str]
 
 
 def _postgres_programs() -> Path | None:
@@ -29,66 +26,66 @@ def _postgres_programs() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
+class Postgres:
+    """A PostgreSQL cluster of this run's own, in `folder`, which is removed with it."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs = programs
+        self._folder = folder
+        # PostgreSQL refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port: int = probe.getsockname()[1]
+
+    def start(self) -> None:
+        if self._user:
+            shutil.chown(self._folder, self._user)
+        self._run(
+            "initdb", "--pgdata=data", "--auth=trust", "--username=onepx", "--encoding=UTF8", "--no-sync"
+        )
+        # Lost with the run anyway: nothing has to reach the disk.
+        options = f"-h 127.0.0.1 -p {self._port} -k {self._folder} -c fsync=off"
+        self._run("pg_ctl", "--pgdata=data", "--log=log", f"--options={options}", "--wait", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "--pgdata=data", "--mode=immediate", "stop")
+
+    def create_database(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"onepx_{uuid4().hex[:12]}"
+        self._run("createdb", "--host=127.0.0.1", f"--port={self._port}", "--username=onepx", name)
+        return f"postgres://onepx@127.0.0.1:{self._port}/{name}"
+
+    def execute(self, url: str, statement: str) -> None:
+        self._run("psql", "--quiet", "--set=ON_ERROR_STOP=1", f"--command={statement}", url)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [self._programs / program, *arguments],
+            user=self._user,
+            cwd=self._folder,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[MakeDatabase]:
-    """A PostgreSQL cluster that is gone after the run."""
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL cluster; where PostgreSQL is not installed, tests that need it are skipped."""
     programs = _postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian and Ubuntu: the package postgresql)")
-    # PostgreSQL refuses to run as root.
-    user = "postgres" if os.geteuid() == 0 else None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="onepx-postgres-"))
     try:
-        if user:
-            shutil.chown(folder, user)
-        subprocess.run(
-            [programs / "initdb", "--auth=trust", "--username=onepx", "--encoding=UTF8", "--no-sync", folder / "data"],
-            user=user, cwd=folder, check=True, capture_output=True,
-        )  # fmt: skip
-        log = (folder / "log").open("wb")
-        # Lost with the run anyway: nothing has to reach the disk.
-        options = {
-            "listen_addresses": "127.0.0.1",
-            "port": port,
-            "unix_socket_directories": folder,
-            "fsync": "off",
-        }
-        server = subprocess.Popen(
-            [programs / "postgres", "-D", folder / "data", *(f"-c{name}={value}" for name, value in options.items())],
-            user=user, cwd=folder, stdout=log, stderr=log,
-        )  # fmt: skip
+        cluster = Postgres(programs, folder)
+        cluster.start()
         try:
-            asyncio.run(_answers(port, server, folder / "log"))
-            yield lambda: asyncio.run(_create_database(port))
+            yield cluster
         finally:
-            # SIGINT: without waiting for connections that a failed test left open.
-            server.send_signal(2)
-            server.wait(30)
-            log.close()
+            cluster.stop()
     finally:
         shutil.rmtree(folder)
-
-
-async def _answers(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(200):
-        try:
-            await _create_database(port)
-            return
-        except (OSError, asyncpg.CannotConnectNowError):
-            assert server.poll() is None, log.read_text()
-            await asyncio.sleep(0.05)
-    raise AssertionError(f"PostgreSQL did not answer in 10 s:\n{log.read_text()}")
-
-
-async def _create_database(port: int) -> str:
-    name = f"onepx_{uuid4().hex[:12]}"
-    connection = await asyncpg.connect(f"postgres://onepx@127.0.0.1:{port}/postgres")
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    return f"postgres://onepx@127.0.0.1:{port}/{name}"
 
 
 async def _migrate(url: str) -> None:
@@ -107,9 +104,9 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_postgres(postgres: MakeDatabase) -> str:
+def migrated_postgres(postgres: Postgres) -> str:
     """The URL of a migrated PostgreSQL database, to be emptied."""
-    url = postgres()
+    url = postgres.create_database()
     asyncio.run(_migrate(url))
     return url
 
@@ -119,18 +116,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a migrated, empty control database."""
     if request.param == "postgres":
         url: str = request.getfixturevalue("migrated_postgres")
-        asyncio.run(_empty(url))
+        cluster: Postgres = request.getfixturevalue("postgres")
+        cluster.execute(url, "TRUNCATE " + ", ".join(table._meta.tablename for table in TABLES))
         return url
     path = tmp_path / "control.sqlite3"
     shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
     return f"sqlite://{path}"
-
-
-async def _empty(url: str) -> None:
-    connection = await asyncpg.connect(url)
-    tables = ", ".join(table._meta.tablename for table in TABLES)  # pyright: ignore[reportPrivateUsage]
-    await connection.execute(f"TRUNCATE {tables} RESTART IDENTITY")
-    await connection.close()
 
 
 @pytest.fixture

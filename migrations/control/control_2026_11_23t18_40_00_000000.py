@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
 from piccolo.table import create_table_class
 

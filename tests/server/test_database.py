@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from piccolo.engine.exceptions import TransactionError
@@ -17,7 +17,9 @@ from server import database as module
 from server.database import Database, DatabaseUnavailable
 from tenants.accounts import create_tenant
 from tenants.tables import INDEXES, TABLES, Revision, Tenant, transaction
-from tests.conftest import MakeDatabase
+
+if TYPE_CHECKING:
+    from tests.conftest import Postgres
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -26,8 +28,8 @@ CHECKOUT = Path(__file__).parent.parent.parent
 def empty_urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     """Two databases without a table."""
     if request.param == "postgres":
-        make: MakeDatabase = request.getfixturevalue("postgres")
-        return make(), make()
+        cluster: Postgres = request.getfixturevalue("postgres")
+        return cluster.create_database(), cluster.create_database()
     return f"sqlite://{tmp_path}/one.sqlite3", f"sqlite://{tmp_path}/two.sqlite3"
 
 
@@ -63,7 +65,7 @@ async def schema(url: str) -> list[str]:
 
 
 async def test_migrating_from_empty_equals_creating_the_tables(empty_urls: tuple[str, str]) -> None:
-    migrated, created = (Database(url) for url in empty_urls)
+    created = Database(empty_urls[1])
     await created.start()
     for table in TABLES:
         await table.create_table()
@@ -188,7 +190,8 @@ async def test_a_failed_transaction_changes_nothing_and_keeps_nothing(database: 
         with pytest.raises(ZeroDivisionError):
             await fail(ZeroDivisionError())
     assert await Revision.count() == 0
-    assert threading.active_count() == threads
+    # The last ones may still be on their way out.
+    assert threading.active_count() < threads + 5
 
 
 async def test_a_cancelled_transaction_lets_the_next_one_write(database: Database) -> None:
@@ -226,10 +229,10 @@ async def test_a_writer_that_waits_too_long_leaves_no_thread(
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     threads = threading.active_count()
-    for _ in range(3):
+    for _ in range(15):
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             await create_tenant("Alice", "alice@example.org", None)
-    assert threading.active_count() == threads
+    assert threading.active_count() < threads + 5
     other.execute("ROLLBACK")
     other.close()
     await create_tenant("Alice", "alice@example.org", None)
@@ -252,11 +255,15 @@ async def test_postgres_comes_back(migrated_postgres: str) -> None:
     ("url", "words"),
     [
         ("mysql://me:S3cret@host/db", "postgres://"),
-        ("sqlite:///nowhere/at/all.sqlite3", "/nowhere/at/all.sqlite3"),
-        ("postgres://me:S3cret@127.0.0.1:1/db", "me:…@127.0.0.1:1/db"),
-        ("postgres://me:S3cret@127.0.0.1:S3cret/db", "cannot be understood"),
-        ("postgres://me@127.0.0.1:1/db?password=S3cret", "refused|failed"),
+        ("sqlite:///nowhere/at/all.sqlite3", "sqlite:///nowhere/at/all.sqlite3: "),
+        ("postgres://me:S3cret@127.0.0.1:1/db", "postgres://127.0.0.1:1/db: .*Connect call failed"),
+        ("postgres://127.0.0.1:1/db?user=me&password=S3cret", "postgres://127.0.0.1:1/db: "),
+        ("postgres://127.0.0.1:1/db?user=me&password=a@S3cret", "postgres://…: "),
+        ("postgres://me:S3cret@127.0.0.1:port/db", "cannot be understood"),
         ("postgres://me:S3cret@127.0.0.1:1/db?sslmode=S3cret", "cannot be understood"),
+        ("postgres://me:S3cret/x@127.0.0.1/db", "cannot be understood"),
+        ("postgres://me:S3cret#x@127.0.0.1/db", "cannot be understood"),
+        ("postgres://me:S3cret?x@127.0.0.1/db", "cannot be understood"),
     ],
 )
 async def test_errors_are_one_line_without_the_password(url: str, words: str) -> None:
@@ -269,7 +276,7 @@ async def test_errors_are_one_line_without_the_password(url: str, words: str) ->
 async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     path = tmp_path / "control.sqlite3"
     path.write_text("not a database " * 100)
-    with pytest.raises(DatabaseUnavailable, match="control.sqlite3: file is not a database"):
+    with pytest.raises(DatabaseUnavailable, match=r"control\.sqlite3: file is not a database"):
         await Database(f"sqlite://{path}").start()
 
 

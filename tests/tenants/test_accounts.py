@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 import asyncio
 import time
 

@@ -1,3 +1,5 @@
+# pyright: reportUnknownMemberType=false
+
 from datetime import UTC, datetime, timedelta
 
 import pytest

@@ -1,0 +1,282 @@
+"""The digest in a process of its own: decoding would otherwise take turns with the pixels for one interpreter's lock.
+
+The child reads the journal, decodes and keeps the digest's state. The embedded event store belongs to its parent, `onepx
+serve`, so the child writes each insert to a file and asks the parent to have the engine read it; to a ClickHouse server
+it inserts by itself. They talk over the child's standard input and output, in MessagePack after a u32 of its length.
+
+The child ends by itself when its input does: a parent that was killed leaves nothing behind.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from server import logs
+from server.database import Database, DatabaseUnavailable
+from server.digest import DigestFigures, Digester, Inserts, Outcome
+from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable, write_native
+from server.routes import Routes
+from server.settings import Settings
+from tenants.events import Row
+
+log = structlog.get_logger()
+
+_LENGTH = struct.Struct("<I")
+# A child that dies is started again after this long, so that a bug that kills it cannot take the machine's time.
+_RESTART_SECONDS = 1.0
+
+
+class Insert(msgspec.Struct, tag=True):
+    """Child: insert this file."""
+
+    table: str
+    path: str
+    token: str
+
+
+class Inserted(msgspec.Struct, tag=True):
+    """Parent: done, or why not."""
+
+    refused: str | None = None
+    unavailable: str | None = None
+
+
+class Progress(msgspec.Struct, tag=True):
+    """Child: how it goes."""
+
+    figures: DigestFigures
+
+
+class Became(msgspec.Struct, tag=True):
+    """Child: what watched hits became."""
+
+    outcomes: list[Outcome]
+
+
+class Stop(msgspec.Struct, tag=True):
+    """Parent: end after the current batch."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_from_child = msgspec.msgpack.Decoder(Insert | Progress | Became)
+_from_parent = msgspec.msgpack.Decoder(Inserted | Stop)
+
+
+def _framed(message: msgspec.Struct) -> bytes:
+    body = _encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+async def _read(stream: asyncio.StreamReader) -> bytes | None:
+    """The next message, or None at the end."""
+    try:
+        return await stream.readexactly(_LENGTH.unpack(await stream.readexactly(_LENGTH.size))[0])
+    except asyncio.IncompleteReadError:
+        return None
+
+
+# The parent's side
+
+
+class DigestProcess:
+    """The child, as its parent sees it: kept running, its inserts done, its news passed on."""
+
+    def __init__(self, store: EventStore) -> None:
+        self.figures = DigestFigures()
+        self._store = store
+        self._watches: dict[int, asyncio.Future[Outcome]] = {}
+        self._child: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    def watch(self) -> int:
+        """A number that marks a hit whose outcome is waited for; 0 when another process digests."""
+        if not self.figures.active:
+            return 0
+        number = secrets.randbits(63) | 1
+        self._watches[number] = asyncio.get_running_loop().create_future()
+        return number
+
+    async def outcome(self, watch: int, seconds: float) -> Outcome | None:
+        """What the watched hit became, or None when it is not digested within `seconds`."""
+        try:
+            return await asyncio.wait_for(self._watches[watch], seconds)
+        except TimeoutError:
+            return None
+        finally:
+            del self._watches[watch]
+
+    def forget(self, watch: int) -> None:
+        """The watched hit was not kept after all."""
+        self._watches.pop(watch, None)
+
+    async def run(self) -> None:
+        """Keep a child running until `stop`."""
+        total = DigestFigures()
+        while not self._stopping:
+            # -P: a folder called `server` where onepx was started must not be taken for ours.
+            self._child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                __name__,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            await self._listen(self._child, total)
+            status = await self._child.wait()
+            self.figures.active = False
+            if self._stopping:
+                return
+            self.figures.trouble = f"the digest's process ended with status {status}"
+            log.error("digest process died and is started again", status=status)
+            total = self.figures
+            await asyncio.sleep(_RESTART_SECONDS)
+
+    async def _listen(self, child: asyncio.subprocess.Process, before: DigestFigures) -> None:
+        assert child.stdout is not None
+        while (message := await _read(child.stdout)) is not None:
+            match _from_child.decode(message):
+                case Insert() as insert:
+                    await self._tell(child, await self._insert(insert))
+                case Progress(figures):
+                    self.figures = figures.after(before)
+                case Became(outcomes):
+                    for outcome in outcomes:
+                        waiting = self._watches.get(outcome.watch)
+                        if waiting is not None and not waiting.done():
+                            waiting.set_result(outcome)
+
+    async def _insert(self, insert: Insert) -> Inserted:
+        try:
+            await self._store.insert_file(insert.table, Path(insert.path), insert.token)
+        except EventStoreRefused as error:
+            return Inserted(refused=str(error))
+        except EventStoreUnavailable as error:
+            return Inserted(unavailable=str(error))
+        return Inserted()
+
+    async def _tell(self, child: asyncio.subprocess.Process, message: msgspec.Struct) -> None:
+        assert child.stdin is not None
+        with contextlib.suppress(ConnectionError):  # it died: `run` finds out
+            child.stdin.write(_framed(message))
+            await child.stdin.drain()
+
+    async def stop(self, seconds: float) -> None:
+        """Let the child finish its batch; after `seconds` kill it: what it did is remembered, and done again."""
+        self._stopping = True
+        child = self._child
+        if child is None or child.returncode is not None:
+            return
+        await self._tell(child, Stop())
+        try:
+            await asyncio.wait_for(child.wait(), seconds)
+        except TimeoutError:
+            child.kill()
+            await child.wait()
+
+
+# The child's side
+
+
+@dataclass
+class _Parent:
+    """The parent, as the child sees it: where inserts go, and who hears the news."""
+
+    output: int
+    tmp_dir: Path
+    _reply: asyncio.Future[Inserted] | None = None
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def _tell(self, message: msgspec.Struct) -> None:
+        data = _framed(message)
+        while data:
+            data = data[os.write(self.output, data) :]
+
+    async def insert(self, table: str, rows: Sequence[Row], token: str) -> None:
+        """See digest.Inserts."""
+        if not rows:
+            return
+        path = write_native(table, rows, self.tmp_dir)
+        async with self._turn:
+            self._reply = asyncio.get_running_loop().create_future()
+            self._tell(Insert(table, str(path), token))
+            done = await self._reply
+        if done.refused is not None:
+            raise EventStoreRefused(done.refused)
+        if done.unavailable is not None:
+            raise EventStoreUnavailable(done.unavailable)
+
+    def replied(self, done: Inserted) -> None:
+        """The parent's answer came."""
+        if self._reply is not None:
+            self._reply.set_result(done)
+
+    async def progressed(self, figures: DigestFigures) -> None:
+        """See digest.Listener."""
+        self._tell(Progress(figures))
+
+    async def became(self, outcomes: list[Outcome]) -> None:
+        """See digest.Listener."""
+        self._tell(Became(outcomes))
+
+
+async def _digest(settings: Settings) -> None:
+    loop = asyncio.get_running_loop()
+    stdin = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    tmp_dir = settings.data_dir / "tmp"
+    for left in tmp_dir.glob("*.native"):
+        left.unlink(
+            missing_ok=True
+        )  # of a digest that was killed; only the one that holds the lock writes here
+    parent = _Parent(sys.stdout.fileno(), tmp_dir)
+    inserts: Inserts = parent if settings.embedded_events else EventStore(settings.events_url, tmp_dir)
+    database = Database(settings.database_url)
+    await database.start()
+    routes = Routes()
+    digester = Digester(settings.journal_dir, inserts, routes, parent)
+
+    async def listen() -> None:
+        while (message := await _read(stdin)) is not None:
+            match _from_parent.decode(message):
+                case Inserted() as done:
+                    parent.replied(done)
+                case Stop():
+                    digester.stop()
+        # The parent is gone, and with it the one that would answer. The batch is remembered.
+        os._exit(1)
+
+    listening = asyncio.create_task(listen())
+    fresh = asyncio.create_task(routes.keep_fresh())
+    await digester.run()
+    for task in (listening, fresh):
+        task.cancel()
+    await database.close()
+
+
+def main() -> None:
+    """The child: its settings are its environment's."""
+    # The parent decides when it ends: a signal to the whole group (Ctrl-C, systemd) must not cut off a batch.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    settings = Settings.from_environment()
+    logs.set_up(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(_digest(settings))
+    except DatabaseUnavailable as error:
+        log.error("digestion cannot start", reason=str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
