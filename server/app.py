@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from granian.constants import HTTPModes, Interfaces
@@ -172,7 +172,7 @@ async def run(settings: Settings, role: Role) -> None:
     if store is not None:
         from web.app import create_app  # not in `collect`: it would cost its start half a second and 40 MB
 
-        pages = create_app(store, settings.public_url, version("onepx"))
+        pages = cast("ASGIApp", create_app(store, settings.public_url, version("onepx")))
 
     server = Server(
         dispatch(pixel, operations, pages),
@@ -246,7 +246,10 @@ def _accepts(settings: Settings) -> bool:
 
 
 def check_port(settings: Settings) -> None:
-    """Raises CannotStart when the port is taken. Granian shares a port with whoever has it (SO_REUSEPORT): two servers would each get half of the hits."""
+    """Raises CannotStart when the port is taken.
+
+    Granian would share it with whoever has it (SO_REUSEPORT): two servers would each get half of the hits.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

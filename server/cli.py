@@ -123,9 +123,7 @@ def _migrate(settings: Settings, arguments: Arguments) -> int:
         return 0
     print(f"control database: {', '.join(control) or 'nothing to do'}")
     if server is not None:
-        print(
-            f"event store: held by the running onepx serve (process {server.get('pid')}), which migrated it at its start"
-        )
+        print(f"event store: held by the running onepx serve (process {server.get('pid')}), migrated when it started")
     else:
         print(f"event store: {', '.join(events) or 'nothing to do'}")
     return 0
@@ -172,9 +170,7 @@ def _check(settings: Settings, arguments: Arguments) -> int:
     state.close()
     findings["set aside"] = f"{aside} hits"
     if aside:
-        problems.append(
-            f"{aside} hits could not be digested; see `onepx digest show`, then `onepx digest retry`"
-        )
+        problems.append(f"{aside} hits could not be digested; see `onepx digest show`, then `onepx digest retry`")
     if server is not None:
         findings["server"] = f"onepx serve runs as process {server.get('pid')} on port {server.get('port')}"
     else:
@@ -182,9 +178,7 @@ def _check(settings: Settings, arguments: Arguments) -> int:
 
     if arguments.json:
         values = {name: value for name, value, _ in settings.shown()}
-        print(
-            json.dumps({"ok": not problems, "settings": values, "findings": findings, "problems": problems})
-        )
+        print(json.dumps({"ok": not problems, "settings": values, "findings": findings, "problems": problems}))
     else:
         for name, value, _ in settings.shown():
             print(f"{name:26} {value}")
@@ -201,7 +195,7 @@ def _check_events(settings: Settings, server: dict[str, Any] | None) -> tuple[st
     if settings.embedded_events and server is not None:
         url = f"http://{server.get('host')}:{server.get('port')}/healthz"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 (our own address)
+            with urllib.request.urlopen(url, timeout=10) as answer:  # our own address
                 found = json.load(answer)["checks"]["event_store"]
         except OSError as error:
             return (
@@ -253,9 +247,7 @@ async def _tenant(arguments: Arguments) -> Tenant:
     try:
         return await accounts.tenant_by_email(arguments.tenant)
     except NotFound:
-        raise _Stop(
-            f"no tenant's owner has the e-mail address {arguments.tenant}; see `onepx tenant create`"
-        ) from None
+        raise _Stop(f"no tenant's owner has the e-mail address {arguments.tenant}; see `onepx tenant create`") from None
 
 
 async def _app(arguments: Arguments) -> tuple[Tenant, App]:
@@ -286,9 +278,7 @@ async def _tenant_limit(settings: Settings, arguments: Arguments) -> int:
     tenant = await _tenant(arguments)
     await accounts.set_limit(tenant, arguments.rate, arguments.burst)
     data = {"tenant": tenant.name, "rate": tenant.rate, "burst": tenant.burst}
-    return _say(
-        arguments, data, f"{tenant.name}: {tenant.rate:,} events a second, bursts of {tenant.burst:,}."
-    )
+    return _say(arguments, data, f"{tenant.name}: {tenant.rate:,} events a second, bursts of {tenant.burst:,}.")
 
 
 @_with_database
@@ -345,9 +335,7 @@ def _digest_retry(settings: Settings, arguments: Arguments) -> int:
     state = State(settings.prepare_data_dir().journal_dir)
     count = state.retry_all()
     state.close()
-    text = (
-        f"{count} hits will be tried again by the process that digests." if count else "No hit is set aside."
-    )
+    text = f"{count} hits will be tried again by the process that digests." if count else "No hit is set aside."
     return _say(arguments, {"retried": count}, text)
 
 
@@ -372,9 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"onepx {version('onepx')}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    def verb(
-        to: Any, name: str, about: str, run: Callable[[Settings, Arguments], int], data: bool = True
-    ) -> _Parser:
+    def verb(to: Any, name: str, about: str, run: Callable[[Settings, Arguments], int], data: bool = True) -> _Parser:
         made: _Parser = to.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         made.set_defaults(verb=run)
         if data:
@@ -386,9 +372,7 @@ def _parser() -> argparse.ArgumentParser:
         return made.add_subparsers(metavar="VERB", required=True)
 
     def of_tenant(made: _Parser) -> _Parser:
-        made.add_argument(
-            "--tenant", required=True, metavar="EMAIL", help="the tenant owner's e-mail address"
-        )
+        made.add_argument("--tenant", required=True, metavar="EMAIL", help="the tenant owner's e-mail address")
         return made
 
     for name, about, run_it in (
@@ -409,17 +393,13 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--workers", type=_count, default=1, help="processes that share the port (1)")
         made.add_argument("--worker-of", type=int, help=argparse.SUPPRESS)
     verb(verbs, "migrate", "bring the schemas of both databases up to date", _migrate)
-    verb(
-        verbs, "check", "look at configuration, databases, schema and disk: what is wrong, what to do", _check
-    )
+    verb(verbs, "check", "look at configuration, databases, schema and disk: what is wrong, what to do", _check)
 
     tenant = group("tenant", "customers")
     made = verb(tenant, "create", "make a tenant and its owner", _tenant_create)
     made.add_argument("--email", required=True, help="the owner's e-mail address")
     made.add_argument("--name", required=True, help="the tenant's name")
-    made.add_argument(
-        "--password", help="the owner's password; without one there is no login until it is set"
-    )
+    made.add_argument("--password", help="the owner's password; without one there is no login until it is set")
     made = of_tenant(verb(tenant, "limit", "limit a tenant's hits, over all its apps", _tenant_limit))
     made.add_argument("--rate", type=_count, required=True, help="events a second")
     made.add_argument("--burst", type=_count, required=True, help="events at once")

@@ -55,9 +55,7 @@ class Database:
         elif scheme in ("postgres", "postgresql"):
             self._engine = _Postgres({"dsn": url})
         else:
-            raise DatabaseUnavailable(
-                "A control database is sqlite:///path or postgres://user:password@host/name."
-            )
+            raise DatabaseUnavailable("A control database is sqlite:///path or postgres://user:password@host/name.")
         for table in (*TABLES, Migration):
             table._meta.db = self._engine
 
@@ -67,9 +65,7 @@ class Database:
             if isinstance(self._engine, _Postgres):
                 # One connection to begin with: most processes never need a second, and PostgreSQL has few.
                 try:
-                    await self._engine.start_connection_pool(
-                        min_size=1, max_size=10, timeout=PATIENCE_SECONDS
-                    )
+                    await self._engine.start_connection_pool(min_size=1, max_size=10, timeout=PATIENCE_SECONDS)
                 except ValueError:
                     # Its message repeats parts of the URL, maybe of the password.
                     raise DatabaseUnavailable(
@@ -158,9 +154,7 @@ def _switch_to_wal(path: Path) -> None:
     """
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connection = sqlite3.connect(
-            path, factory=_Connection, timeout=PATIENCE_SECONDS, isolation_level=None
-        )
+        connection = sqlite3.connect(path, factory=_Connection, timeout=PATIENCE_SECONDS, isolation_level=None)
         try:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         finally:

@@ -66,17 +66,15 @@ Decode = Callable[[Category, bytes, str, bool], Event | Rejection]
 class Batch:
     """A fixed piece of work: ranges of segments (name, start, end), or rows of `set_aside`, never both."""
 
-    ranges: list[tuple[str, int, int]] = field(default_factory=list)
-    retried: list[int] = field(default_factory=list)
-    hits: list[tuple[int, Hit]] = field(default_factory=list)
-    limited: list[tuple[bytes, int, int]] = field(default_factory=list)
+    ranges: list[tuple[str, int, int]] = field(default_factory=list[tuple[str, int, int]])
+    retried: list[int] = field(default_factory=list[int])
+    hits: list[tuple[int, Hit]] = field(default_factory=list[tuple[int, Hit]])
+    limited: list[tuple[bytes, int, int]] = field(default_factory=list[tuple[bytes, int, int]])
 
     @property
     def token(self) -> str:
         """What the inserts of exactly this piece of work are known by."""
-        named = repr(
-            self.ranges or [(number, f"{self.hits[i][0]:x}") for i, number in enumerate(self.retried)]
-        )
+        named = repr(self.ranges or [(number, f"{self.hits[i][0]:x}") for i, number in enumerate(self.retried)])
         return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 
@@ -92,23 +90,21 @@ class Outcome(msgspec.Struct, array_like=True):
 class Understood:
     """What a batch's hits mean. `failed`: hits that could not be digested, with the error."""
 
-    events: list[Row] = field(default_factory=list)
-    rejections: list[Row] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
+    events: list[Row] = field(default_factory=list[Row])
+    rejections: list[Row] = field(default_factory=list[Row])
+    claims: list[Claim] = field(default_factory=list[Claim])
     duplicates: int = 0
-    traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter)
-    failed: dict[int, str] = field(default_factory=dict)
+    traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter[tuple[int, int, str]])
+    failed: dict[int, str] = field(default_factory=dict[int, str])
     # By hit id, of the hits whose sender waits to hear.
-    watched: dict[int, Outcome] = field(default_factory=dict)
+    watched: dict[int, Outcome] = field(default_factory=dict[int, Outcome])
 
 
 class State:
     """What the digest must not forget, in one SQLite file beside the segments."""
 
     def __init__(self, folder: Path) -> None:
-        self._db = sqlite3.connect(
-            folder / "digest.sqlite3", isolation_level=None, timeout=10, check_same_thread=False
-        )
+        self._db = sqlite3.connect(folder / "digest.sqlite3", isolation_level=None, timeout=10, check_same_thread=False)
         self._db.executescript(
             """
             PRAGMA journal_mode = WAL;
@@ -142,7 +138,8 @@ class State:
         with self._db:
             for segment, _, end in batch.ranges:
                 self._db.execute(
-                    "INSERT INTO position VALUES (?, ?) ON CONFLICT (segment) DO UPDATE SET digested = excluded.digested",
+                    "INSERT INTO position VALUES (?, ?) "
+                    "ON CONFLICT (segment) DO UPDATE SET digested = excluded.digested",
                     (segment, end),
                 )
             for number, (named, hit) in zip(batch.retried, batch.hits, strict=False):
@@ -167,9 +164,7 @@ class State:
         if numbers is not None:
             where = f"number IN ({', '.join(map(str, numbers))}) ORDER BY number"
         rows = self._db.execute(f"SELECT number, hit_id, hit FROM set_aside WHERE {where}")
-        return [
-            (n, int.from_bytes(named, "big"), msgspec.msgpack.decode(hit, type=Hit)) for n, named, hit in rows
-        ]
+        return [(n, int.from_bytes(named, "big"), msgspec.msgpack.decode(hit, type=Hit)) for n, named, hit in rows]
 
     def set_aside(self) -> list[tuple[int, str, int]]:
         """(number, error, attempts) of every hit set aside."""
@@ -183,9 +178,7 @@ class State:
         self._db.close()
 
 
-def understand(
-    hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], decode: Decode = decode
-) -> Understood:
+def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], decode: Decode = decode) -> Understood:
     """Decode hits into rows. A hit whose decoding raises ends in `failed`; one of a deleted app is dropped."""
     found = Understood()
     events, rejections, traffic = found.events, found.rejections, found.traffic
@@ -258,17 +251,13 @@ def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
     found.events = kept
 
 
-def traffic_rows(
-    traffic: Mapping[tuple[int, int, str], int], limited: Iterable[tuple[bytes, int, int]]
-) -> list[Row]:
+def traffic_rows(traffic: Mapping[tuple[int, int, str], int], limited: Iterable[tuple[bytes, int, int]]) -> list[Row]:
     """Rows of `traffic`: one an app and minute."""
     counts: dict[tuple[int, int], dict[str, int]] = {}
     for (app, minute, outcome), count in traffic.items():
         counts.setdefault((app, minute), dict.fromkeys(OUTCOMES, 0))[outcome] += count
     for app_id, minute, count in limited:
-        counts.setdefault((int.from_bytes(app_id, "big"), minute), dict.fromkeys(OUTCOMES, 0))["limited"] += (
-            count
-        )
+        counts.setdefault((int.from_bytes(app_id, "big"), minute), dict.fromkeys(OUTCOMES, 0))["limited"] += count
     return [(app, minute, *n.values()) for (app, minute), n in sorted(counts.items()) if any(n.values())]
 
 

@@ -1,8 +1,9 @@
-"""The digest in a process of its own: decoding would otherwise take turns with the pixels for one interpreter's lock.
+"""The digest in a process of its own: decoding would otherwise hold the interpreter while pixels wait.
 
-The child reads the journal, decodes and keeps the digest's state. The embedded event store belongs to its parent, `onepx
-serve`, so the child writes each insert to a file and asks the parent to have the engine read it; to a ClickHouse server
-it inserts by itself. They talk over the child's standard input and output, in MessagePack after a u32 of its length.
+The child reads the journal, decodes and keeps the digest's state. The embedded event store belongs to its parent, the
+`onepx serve` process, so the child writes each insert to a file and asks the parent to have the engine read it; to a
+ClickHouse server it inserts by itself. They talk over the child's standard input and output: MessagePack, each message
+after its length as a u32.
 
 The child ends by itself when its input does: a parent that was killed leaves nothing behind.
 """
@@ -14,6 +15,7 @@ import secrets
 import signal
 import struct
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ import structlog
 
 from server import logs
 from server.database import Database, DatabaseUnavailable
-from server.digest import DigestFigures, Digester, Inserts, Outcome
+from server.digest import Digester, DigestFigures, Inserts, Outcome
 from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable, write_native
 from server.routes import Routes
 from server.settings import Settings
@@ -34,6 +36,7 @@ log = structlog.get_logger()
 _LENGTH = struct.Struct("<I")
 # A child that dies is started again after this long, so that a bug that kills it cannot take the machine's time.
 _RESTART_SECONDS = 1.0
+_LEFT_SECONDS = 600.0
 
 
 class Insert(msgspec.Struct, tag=True):
@@ -68,8 +71,8 @@ class Stop(msgspec.Struct, tag=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_from_child = msgspec.msgpack.Decoder(Insert | Progress | Became)
-_from_parent = msgspec.msgpack.Decoder(Inserted | Stop)
+_from_child: msgspec.msgpack.Decoder[Insert | Progress | Became] = msgspec.msgpack.Decoder(Insert | Progress | Became)
+_from_parent: msgspec.msgpack.Decoder[Inserted | Stop] = msgspec.msgpack.Decoder(Inserted | Stop)
 
 
 def _framed(message: msgspec.Struct) -> bytes:
@@ -230,15 +233,20 @@ class _Parent:
         self._tell(Became(outcomes))
 
 
+def _remove_leftovers(tmp_dir: Path) -> None:
+    """Remove what killed digests left there. By age, since another process may be digesting right now."""
+    for path in tmp_dir.glob("*.native"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
+                path.unlink()
+
+
 async def _digest(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     stdin = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
     tmp_dir = settings.data_dir / "tmp"
-    for left in tmp_dir.glob("*.native"):
-        left.unlink(
-            missing_ok=True
-        )  # of a digest that was killed; only the one that holds the lock writes here
+    _remove_leftovers(tmp_dir)
     parent = _Parent(sys.stdout.fileno(), tmp_dir)
     inserts: Inserts = parent if settings.embedded_events else EventStore(settings.events_url, tmp_dir)
     database = Database(settings.database_url)

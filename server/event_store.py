@@ -118,10 +118,11 @@ class EventStore:
             raise EventStoreUnavailable(_first_line(error)) from error
 
     async def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Rows of a query with `{name:Type}` parameters, read on a thread. Raises EventStoreUnavailable or EventStoreRefused."""
+        """Rows of a query with `{name:Type}` parameters. Raises EventStoreUnavailable or EventStoreRefused."""
 
         def read(client: Client) -> list[dict[str, Any]]:
-            return list(client.query(sql, parameters=dict(parameters or {})).named_results())
+            found: Any = client.query(sql, parameters=dict(parameters or {}))
+            return list(found.named_results())
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
 
@@ -142,20 +143,22 @@ class EventStore:
             settings = {"insert_deduplicate": 1, "insert_deduplication_token": token, "async_insert": 0}
             if self.embedded:
                 # Read by the engine itself: the client's own way would copy the file once more.
-                options = ", ".join(
-                    f"{name} = '{value}'" for name, value in settings.items() if name != "async_insert"
-                )
+                options = ", ".join(f"{name} = '{value}'" for name, value in settings.items() if name != "async_insert")
                 source = str(path).replace("\\", "\\\\").replace("'", "\\'")
                 client.command(
                     f"INSERT INTO {table} ({', '.join(names)}) FROM INFILE '{source}' SETTINGS {options} FORMAT Native"
                 )
             else:
-                client.raw_insert(table, names, path.read_bytes(), settings=settings, fmt="Native")
+                with path.open("rb") as block:
+                    client.raw_insert(table, names, block, settings=settings, fmt="Native")
 
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._writer, self._run, send)
-        finally:
-            path.unlink(missing_ok=True)
+        def send_and_remove() -> None:
+            try:
+                self._run(send)
+            finally:
+                path.unlink(missing_ok=True)
+
+        await asyncio.get_running_loop().run_in_executor(self._writer, send_and_remove)
 
     def migrate(self) -> list[str]:
         """Apply what migrations/events holds and the store has not had yet; returns the names applied."""

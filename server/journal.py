@@ -106,9 +106,7 @@ class Segment:
         self._fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            self.path = (
-                folder / f"{time.time_ns() // 1_000_000:014d}-{secrets.randbits(SEED_BITS):09x}.journal"
-            )
+            self.path = folder / f"{time.time_ns() // 1_000_000:014d}-{secrets.randbits(SEED_BITS):09x}.journal"
             draft.rename(self.path)
             _sync_folder(folder)
         except OSError:
@@ -155,7 +153,7 @@ class _Group:
 
     durable: "asyncio.Future[bool]"
     began: float
-    hits: list[HitTuple] = field(default_factory=list)
+    hits: list[HitTuple] = field(default_factory=list[HitTuple])
 
 
 class Journal:
@@ -171,9 +169,7 @@ class Journal:
         self._groups: deque[_Group] = deque()
         self._limited: dict[tuple[bytes, int], int] = {}
         self._writing = False
-        self._work: queue.SimpleQueue[tuple[_Group | None, dict[tuple[bytes, int], int]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._work: queue.SimpleQueue[tuple[_Group | None, dict[tuple[bytes, int], int]] | None] = queue.SimpleQueue()
         self._segment: Segment | None = None
         self._others = (0.0, 0)
         self._thread = threading.Thread(target=self._write_frames, name="journal", daemon=True)
@@ -210,9 +206,7 @@ class Journal:
         limited, self._limited = self._limited, {}
         self._work.put((self._groups.popleft() if self._groups else None, limited))
 
-    def _frame_done(
-        self, group: _Group | None, limited: dict[tuple[bytes, int], int], error: OSError | None
-    ) -> None:
+    def _frame_done(self, group: _Group | None, limited: dict[tuple[bytes, int], int], error: OSError | None) -> None:
         self._writing = False
         if error is not None:
             for key, count in limited.items():
@@ -325,9 +319,7 @@ class DamagedSegment(Exception):
     """Bytes that are no frame stand where a frame was acknowledged: the disk lost or changed them."""
 
 
-def read_frames(
-    path: Path, start: int, end: int | None = None, most_bytes: int = 8 * 1024**2
-) -> Iterator[Frame]:
+def read_frames(path: Path, start: int, end: int | None = None, most_bytes: int = 8 * 1024**2) -> Iterator[Frame]:
     """The whole frames from offset `start` on, up to `end` or about `most_bytes`.
 
     Stops before a frame that is not whole yet. Raises DamagedSegment at bytes that can never become one.
@@ -387,7 +379,9 @@ class Backlog:
     """Counts hits not yet digested, remembering how far it counted in each segment."""
 
     folder: Path
-    _counted: dict[str, tuple[int, list[tuple[int, int, int]]]] = field(default_factory=dict)
+    _counted: dict[str, tuple[int, list[tuple[int, int, int]]]] = field(
+        default_factory=dict[str, tuple[int, list[tuple[int, int, int]]]]
+    )
 
     def measure(self, positions: dict[str, int]) -> tuple[int, int, float]:
         """(hits, bytes on disk, age of the oldest hit in s) with `positions` digested in each segment."""

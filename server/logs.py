@@ -8,7 +8,7 @@ import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -37,11 +37,11 @@ def set_up(level: str, how: str) -> None:
 
 def _where_it_failed(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace `exc_info` by the exception's type and the lines it passed."""
-    error = event.pop("exc_info", None)
+    error: Any = event.pop("exc_info", None)
     if error is True:
         error = sys.exc_info()[1]
     if isinstance(error, tuple):
-        error = error[1]
+        error = cast("tuple[Any, ...]", error)[1]
     if isinstance(error, BaseException):
         frames = traceback.extract_tb(error.__traceback__)
         cause = error.__cause__ or error.__context__
@@ -55,6 +55,4 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # The message unformatted: its arguments are what may hold something sent.
-        structlog.get_logger().log(
-            record.levelno, str(record.msg), logger=record.name, exc_info=record.exc_info
-        )
+        structlog.get_logger().log(record.levelno, str(record.msg), logger=record.name, exc_info=record.exc_info)

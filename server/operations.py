@@ -1,4 +1,4 @@
-"""What operators ask a running process: /healthz (can it take hits, is all behind it well) and /metrics (Prometheus)."""
+"""What operators ask a running process: /healthz (does it take hits, is all well) and /metrics (Prometheus)."""
 
 import asyncio
 import hmac
@@ -29,7 +29,7 @@ _LATE_SECONDS = 30.0
 
 @dataclass
 class Operations:
-    """The parts of a running process, as far as /healthz and /metrics ask them. `store`, `digest`: not in `collect`."""
+    """The parts of a running process that /healthz and /metrics ask. `store`, `digest`: not in `collect`."""
 
     settings: Settings
     database: Database
@@ -50,7 +50,7 @@ class Operations:
     async def health(self) -> tuple[int, dict[str, Any]]:
         """(HTTP status, what is well and what is not).
 
-        `failing`, 503: hits cannot be kept, send them elsewhere. `degraded`, 200: hits are kept, something behind needs a look.
+        `failing`, 503: hits cannot be kept. `degraded`, 200: hits are kept, but something behind needs a look.
         """
         checks: dict[str, Any] = {}
         trouble = self.journal.trouble
@@ -84,16 +84,14 @@ class Operations:
         registry.register(_Figures(self, await self.backlog()))
         return generate_latest(registry)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """ASGI application for /healthz, /healthz/live and /metrics."""
         path = scope["path"]
         if path == "/healthz/live":
             await _respond(send, 200, b"application/json", b'{"live":true}\n')
         elif path == "/healthz":
             status, report = await self.health()
-            await _respond(
-                send, status, b"application/json", msgspec.json.format(msgspec.json.encode(report)) + b"\n"
-            )
+            await _respond(send, status, b"application/json", msgspec.json.format(msgspec.json.encode(report)) + b"\n")
         elif not self._may_read_metrics(scope):
             await _respond(send, 401, b"text/plain", b"Send ONEPX_METRICS_TOKEN as Authorization: Bearer.\n")
         else:
@@ -154,12 +152,8 @@ class _Figures(Collector):
         hits, size, age, aside = self._backlog
         yield GaugeMetricFamily("onepx_journal_hits", "Hits in the journal that are not digested.", hits)
         yield GaugeMetricFamily("onepx_journal_bytes", "Bytes the journal takes on disk.", size)
-        yield GaugeMetricFamily(
-            "onepx_digest_lag_seconds", "Age of the oldest hit that is not digested.", age
-        )
-        yield GaugeMetricFamily(
-            "onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", aside
-        )
+        yield GaugeMetricFamily("onepx_digest_lag_seconds", "Age of the oldest hit that is not digested.", age)
+        yield GaugeMetricFamily("onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", aside)
         if parts.digest is not None:
             digest = parts.digest.figures
             outcomes = CounterMetricFamily("onepx_hits", "Digested hits by outcome.", labels=["outcome"])

@@ -56,6 +56,8 @@ _VISITOR = re.compile(
 # Longer ones are made up; a real browser's has 100 to 300 bytes.
 _USER_AGENT_BYTES = 512
 _REFERRER_BYTES = 2048
+# Twice what the protocol accepts: enough to show a query that was too long, too little to fill the disk with.
+_QUERY_BYTES = 16_384
 # A tenant's rate is at least one a second, so within a second there is a token again.
 _RETRY_LIMITED = b"1"
 _RETRY_UNAVAILABLE = b"10"
@@ -99,7 +101,7 @@ class Pixel:
         self._outcomes = outcomes
         self._trusted_proxies = trusted_proxies
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         method: str = scope["method"]
         token = path[1:25]
@@ -128,9 +130,7 @@ class Pixel:
                 return
         now = time.time()
         if route is None or (route.expires_at is not None and route.expires_at <= now):
-            await self._unknown(
-                send, b"Unknown app token: it was never issued, or it was revoked or has expired.\n"
-            )
+            await self._unknown(send, b"Unknown app token: it was never issued, or it was revoked or has expired.\n")
             return
 
         user_agent = referrer = cookie = purpose = forwarded = b""
@@ -163,7 +163,7 @@ class Pixel:
                 visitor, set_cookie = new_visitor(token)
                 extra.append((b"set-cookie", set_cookie))
             network = self._network(scope["client"], forwarded)
-        query: bytes = scope["query_string"]
+        query: bytes = scope["query_string"][:_QUERY_BYTES]
         debug = b"debug" in query and wants_debug(query)
 
         if method == "HEAD":

@@ -18,6 +18,8 @@ log = structlog.get_logger()
 # Half the time the protocol allows for a change to count everywhere, less a slow query's.
 _REFRESH_SECONDS = 0.5
 _MISS_SECONDS = 0.1
+# A database that hangs is a database that is away: whoever waits for the answer is told so.
+_QUERY_SECONDS = 5.0
 _UNKNOWN_SECONDS = 1.0
 # About 10 MB of remembered unknown tokens at most; a flood of ever new ones starts the memory over.
 _UNKNOWN_MOST = 50_000
@@ -64,7 +66,9 @@ class Routes:
         """Bring the tokens up to date."""
         async with self._one:
             began = time.monotonic()
-            for route in await unscoped_routes(self._revision):
+            async with asyncio.timeout(_QUERY_SECONDS):
+                changed = await unscoped_routes(self._revision)
+            for route in changed:
                 self._revision = max(self._revision, route.revision)
                 known = self.by_token.pop(route.token, None)
                 if not route.app_id.int:  # the app was deleted: hits of it that still wait go nowhere

@@ -4,10 +4,10 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 PREFIX = "ONEPX_"
 
@@ -91,6 +91,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+# A field of Settings: how its text is parsed, its text when not given, what it is, whether it may be shown.
 def _setting(parse: Callable[[str], Any], default: str, about: str, secret: bool = False) -> Any:
     return field(metadata={"parse": parse, "default": default, "about": about, "secret": secret})
 
@@ -113,9 +114,7 @@ class Settings:
         "Event store; chDB in the data folder unless `clickhouse://user:password@host:8123/name` "
         "(`clickhouses://` with TLS).",
     )
-    public_url: str = _setting(
-        _site, "", "Where people reach the pages and the API; `http://HOST:PORT` if not given."
-    )
+    public_url: str = _setting(_site, "", "Where people reach the pages and the API; `http://HOST:PORT` if not given.")
     pixel_url: str = _setting(_site, "", "Where pixels are loaded from; `PUBLIC_URL` if not given.")
     secret_key: str = _setting(
         _secret,
@@ -132,9 +131,7 @@ class Settings:
     metrics_token: str = _setting(
         _secret, "", "If given, `/metrics` wants it as `Authorization: Bearer …`.", secret=True
     )
-    log_level: str = _setting(
-        _one_of("debug", "info", "warning", "error"), "info", "Least severe log lines shown."
-    )
+    log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "info", "Least severe log lines shown.")
     log_format: str = _setting(
         _one_of("auto", "json", "text"), "auto", "`auto` is text on a terminal, else one JSON object a line."
     )
@@ -185,18 +182,16 @@ class Settings:
         return cls(**values, unknown=unknown)
 
     def prepare_data_dir(self) -> "Settings":
-        """Make the data folder, readable by its owner alone, and the secret key in it; returns the settings with the key."""
+        """Make the data folder, for its owner alone, with the secret key in it; returns the settings with the key."""
         try:
             for folder in (self.data_dir, self.journal_dir, self.run_dir, self.data_dir / "tmp"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             key = self.secret_key or _kept_secret(self.data_dir / "secret.key")
         except OSError as error:
             raise WrongSetting(
-                f"{PREFIX}DATA_DIR: {self.data_dir} cannot be used ({error.strerror}); it takes a folder that can be written."
+                f"{PREFIX}DATA_DIR: {self.data_dir} cannot be used ({error.strerror}); it takes a writable folder."
             ) from None
-        return Settings(
-            **{setting.name: getattr(self, setting.name) for setting in fields(self)} | {"secret_key": key}
-        )
+        return replace(self, secret_key=key)
 
     def shown(self) -> list[tuple[str, str, str]]:
         """(variable, value fit to be shown, what it is) of every setting."""
@@ -229,12 +224,6 @@ def _kept_secret(path: Path) -> str:
     return key
 
 
-def redact(url: str) -> str:
-    """The URL (or any text) without the password in it."""
-    if "@" not in url or "://" not in url:
-        return url
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user_and_host = f"{parts.username or ''}:…@{parts.netloc.rpartition('@')[2]}"
-    return urlunsplit(parts._replace(netloc=user_and_host))
+def redact(text: str) -> str:
+    """The text with the password cut out of a URL in it. Errs towards cutting too much: passwords hold anything."""
+    return re.sub(r"(://[^/\s:@]*):.*@", r"\1:…@", text, flags=re.DOTALL)

@@ -56,9 +56,7 @@ async def tenant_by_email(email: str) -> Tenant:
         email = _clean_email(email)
     except InvalidValue:
         raise NotFound from None
-    owned = Membership.select(Membership.tenant).where(
-        Membership.user._.email == email, Membership.role == Role.OWNER
-    )
+    owned = Membership.select(Membership.tenant).where(Membership.user._.email == email, Membership.role == Role.OWNER)
     tenant = await Tenant.objects().where(Tenant.id.is_in(owned)).order_by(Tenant.id).first()
     if tenant is None:
         raise NotFound
@@ -128,10 +126,6 @@ def _password_bytes(password: str) -> bytes:
 def _clean_email(email: str) -> str:
     """Stripped and lower-cased; raises InvalidValue. Whether it receives mail only a mail can tell."""
     email = email.strip().lower()
-    if (
-        len(email) > 254
-        or not email.isprintable()
-        or not re.fullmatch(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+", email)
-    ):
+    if len(email) > 254 or not email.isprintable() or not re.fullmatch(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+", email):
         raise InvalidValue("email", "This is no e-mail address.")
     return email

@@ -14,7 +14,5 @@ _CODES_BY_DIGITS = {
     4: "CLF UYW",
 }
 
-MINOR_UNITS: dict[str, int] = {
-    code: digits for digits, codes in _CODES_BY_DIGITS.items() for code in codes.split()
-}
+MINOR_UNITS: dict[str, int] = {code: digits for digits, codes in _CODES_BY_DIGITS.items() for code in codes.split()}
 """Upper-case code to the digits of its minor unit: 2 for USD (cents), 0 for JPY, 3 for KWD."""

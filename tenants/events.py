@@ -109,9 +109,7 @@ def event_row(
     )
 
 
-def rejection_row(
-    rejection: Rejection, app_id: int, received_at: int, hit_id: int, category: Category
-) -> Row:
+def rejection_row(rejection: Rejection, app_id: int, received_at: int, hit_id: int, category: Category) -> Row:
     """A row of `rejections`; ids and time as in `event_row`."""
     return (app_id, received_at, hit_id, category, rejection.reason, rejection.detail, rejection.query)
 
@@ -152,9 +150,7 @@ def _after(cursor: str | None) -> tuple[str, dict[str, Any]]:
     except (binascii.Error, ValueError):
         data = b""
     if len(data) != 24 or data[:2] != b"\0\0":
-        raise InvalidValue(
-            "cursor", "This cursor is not one we gave: pass the value of `next` back as it came."
-        )
+        raise InvalidValue("cursor", "This cursor is not one we gave: pass the value of `next` back as it came.")
     at = int.from_bytes(data[:8], "big")
     condition = " AND (received_at, id) < (fromUnixTimestamp64Milli({at:Int64}, 'UTC'), {id:UUID})"
     return condition, {"at": at, "id": str(UUID(bytes=data[8:]))}

@@ -24,9 +24,7 @@ MAX_EVENT_ID = 128
 MAX_AMOUNT = 10**15
 MAX_FIELDS = 255
 MAX_LEVELS = 5
-MAX_LISTS = (
-    32  # lists inside one another: the protocol sets no limit, the event store's JSON columns need one
-)
+MAX_LISTS = 32  # lists inside one another: the protocol sets no limit, the event store's JSON columns need one
 MAX_UUID = 128
 MAX_EMAIL = 254  # RFC 5321: a path of 256 octets, less its angle brackets
 
@@ -160,9 +158,7 @@ def decode(category: Category, query: bytes, default_currency: str, privacy: boo
                 email = uuid = fbid = access_token = None
                 warnings = {"invalid_params"}
     listed = tuple(filter(warnings.__contains__, WARNINGS)) if warnings else ()
-    return Event(
-        event_token, amount, currency, event_id or None, params, listed, email, uuid, fbid, access_token
-    )
+    return Event(event_token, amount, currency, event_id or None, params, listed, email, uuid, fbid, access_token)
 
 
 def wants_debug(query: bytes) -> bool:

@@ -49,9 +49,7 @@ async def revoke_key(tenant: Tenant, key_id: int) -> None:
     key = await ApiKey.objects().where(ApiKey.id == key_id, ApiKey.tenant == tenant.id).first()
     if key is None:
         raise NotFound
-    await ApiKey.update({ApiKey.revoked_at: datetime.now(UTC)}).where(
-        ApiKey.id == key_id, ApiKey.revoked_at.is_null()
-    )
+    await ApiKey.update({ApiKey.revoked_at: datetime.now(UTC)}).where(ApiKey.id == key_id, ApiKey.revoked_at.is_null())
 
 
 def _hash(plaintext: str) -> str:

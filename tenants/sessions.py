@@ -33,9 +33,7 @@ async def create(user: User, user_agent: str, now: datetime) -> str:
 async def find(token: str, now: datetime) -> tuple[Session, User] | None:
     """The session with this token and its user; None when there is none or it has ended."""
     session = (
-        await Session.objects(Session.user)
-        .where(Session.token_hash == _hash(token), Session.expires_at > now)
-        .first()
+        await Session.objects(Session.user).where(Session.token_hash == _hash(token), Session.expires_at > now).first()
     )
     if session is None:
         return None

@@ -80,9 +80,7 @@ async def find(tenant: Tenant, token: str) -> AppToken:
     if not re.fullmatch(r"[0-9a-f]{24}", token):
         raise NotFound
     found = (
-        await AppToken.objects(AppToken.app)
-        .where(AppToken.token == token, AppToken.app._.tenant == tenant.id)
-        .first()
+        await AppToken.objects(AppToken.app).where(AppToken.token == token, AppToken.app._.tenant == tenant.id).first()
     )
     if found is None:
         raise NotFound
@@ -127,8 +125,7 @@ async def unscoped_routes(after_revision: int) -> list[Route]:
 async def next_revision() -> int:
     """Count up, inside a transaction: the others that want to wait here until it commits."""
     rows = await Revision.raw(
-        "INSERT INTO revision (id, n) VALUES (1, 1) "
-        "ON CONFLICT (id) DO UPDATE SET n = revision.n + 1 RETURNING n"
+        "INSERT INTO revision (id, n) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET n = revision.n + 1 RETURNING n"
     )
     return rows[0]["n"]
 

@@ -41,9 +41,7 @@ class Postgres:
     def start(self) -> None:
         if self._user:
             shutil.chown(self._folder, self._user)
-        self._run(
-            "initdb", "--pgdata=data", "--auth=trust", "--username=onepx", "--encoding=UTF8", "--no-sync"
-        )
+        self._run("initdb", "--pgdata=data", "--auth=trust", "--username=onepx", "--encoding=UTF8", "--no-sync")
         # Lost with the run anyway: nothing has to reach the disk.
         options = f"-h 127.0.0.1 -p {self._port} -k {self._folder} -c fsync=off"
         self._run("pg_ctl", "--pgdata=data", "--log=log", f"--options={options}", "--wait", "start")

@@ -105,16 +105,12 @@ async def events(
     cursor: Cursor = None,
 ) -> Events:
     """Recorded events, newest first. A hit can be read here within two seconds of its reply."""
-    page = await recent_events(
-        app, store, event_token=event_token, category=category, limit=limit, cursor=cursor
-    )
+    page = await recent_events(app, store, event_token=event_token, category=category, limit=limit, cursor=cursor)
     return Events([Event(**row) for row in page.rows], page.next)
 
 
 @get("/apps/{app_token:str}/rejections", summary="Rejected hits of an app", operation_id="rejections")
-async def rejections(
-    app: GivenApp, store: GivenStore, limit: Limit = 100, cursor: Cursor = None
-) -> Rejections:
+async def rejections(app: GivenApp, store: GivenStore, limit: Limit = 100, cursor: Cursor = None) -> Rejections:
     """Hits that were not recorded, newest first, each with its reason and what to change."""
     page = await recent_rejections(app, store, limit=limit, cursor=cursor)
     return Rejections([Rejection(**row) for row in page.rows], page.next)

@@ -12,7 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.response import Redirect
-from litestar.static_files import create_static_files_router
+from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
 
 from tenants.errors import InvalidValue, NotFound, Unavailable
 from tenants.events import Queries
@@ -83,17 +83,11 @@ async def _add_page_headers(message: Any, _scope: Any) -> None:
         present = {name.lower() for name, _ in message["headers"]}
         message["headers"] = [
             *message["headers"],
-            *(
-                (n.lower().encode(), v.encode())
-                for n, v in _PAGE_HEADERS.items()
-                if n.lower().encode() not in present
-            ),
+            *((n.lower().encode(), v.encode()) for n, v in _PAGE_HEADERS.items() if n.lower().encode() not in present),
         ]
 
 
-def _problem(
-    status: int, detail: str, headers: dict[str, str] | None = None, **more: Any
-) -> Response[dict[str, Any]]:
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response[dict[str, Any]]:
     content = {"status_code": status, "detail": detail, **more}
     return Response(content, status_code=status, media_type=MediaType.JSON, headers=headers)
 
@@ -107,9 +101,7 @@ def _invalid(_request: Request[Any, Any, Any], error: InvalidValue) -> Response[
 
 
 def _unavailable(_request: Request[Any, Any, Any], _error: Exception) -> Response[dict[str, Any]]:
-    return _problem(
-        503, "The event store does not answer right now; hits are kept meanwhile.", {"Retry-After": "10"}
-    )
+    return _problem(503, "The event store does not answer right now; hits are kept meanwhile.", {"Retry-After": "10"})
 
 
 def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:

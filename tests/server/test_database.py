@@ -59,9 +59,7 @@ FROM pg_indexes WHERE schemaname = 'public'
 
 async def schema(url: str) -> list[str]:
     rows = await Tenant.raw(SQLITE_SCHEMA if url.startswith("sqlite") else POSTGRES_SCHEMA)
-    return sorted(
-        repr(list(row.values())) for row in rows if row["table"] not in ("migration", "sqlite_sequence")
-    )
+    return sorted(repr(list(row.values())) for row in rows if row["table"] not in ("migration", "sqlite_sequence"))
 
 
 async def test_migrating_from_empty_equals_creating_the_tables(empty_urls: tuple[str, str]) -> None:
@@ -86,9 +84,7 @@ async def test_migrating_from_empty_equals_creating_the_tables(empty_urls: tuple
     assert "membership_tenant_user" in text
 
 
-async def test_migrating_tells_what_it_did(
-    empty_urls: tuple[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_migrating_tells_what_it_did(empty_urls: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     database = Database(empty_urls[0])
     await database.start()
     pending = await database.pending()

@@ -53,9 +53,7 @@ async def test_a_viewer_is_not_found_as_the_owner(database: Database, alice: Ten
     assert (await accounts.tenant_by_email("bob@example.org")).id == bob.id
 
 
-async def test_a_limit_is_stamped_on_the_tenants_tokens_alone(
-    database: Database, alice: Tenant, bob: Tenant
-) -> None:
+async def test_a_limit_is_stamped_on_the_tenants_tokens_alone(database: Database, alice: Tenant, bob: Tenant) -> None:
     _, token = await create_app(alice, "Shop")
     await create_app(bob, "Blog")
     last = max(route.revision for route in await tokens.unscoped_routes(0))
@@ -131,9 +129,7 @@ async def test_hashing_leaves_the_event_loop_free(database: Database) -> None:
         ("A", "a@example.org", "ä" * 513, "password"),
     ],
 )
-async def test_what_cannot_be_used(
-    database: Database, name: str, email: str, password: str | None, field: str
-) -> None:
+async def test_what_cannot_be_used(database: Database, name: str, email: str, password: str | None, field: str) -> None:
     with pytest.raises(InvalidValue) as refused:
         await accounts.create_tenant(name, email, password)
     assert refused.value.field == field
@@ -144,9 +140,7 @@ async def test_what_cannot_be_used(
     ("rate", "burst", "field"),
     [(0, 1, "rate"), (1_000_001, 1, "rate"), (1, 0, "burst"), (1, 10_000_001, "burst")],
 )
-async def test_limits_out_of_range(
-    database: Database, alice: Tenant, rate: int, burst: int, field: str
-) -> None:
+async def test_limits_out_of_range(database: Database, alice: Tenant, rate: int, burst: int, field: str) -> None:
     with pytest.raises(InvalidValue) as refused:
         await accounts.set_limit(alice, rate, burst)
     assert refused.value.field == field

@@ -68,9 +68,7 @@ async def test_a_deleted_app_is_gone_and_its_token_heard_of(database: Database, 
     assert await tokens.unscoped_routes(route.revision) == []
 
 
-async def test_an_app_whose_tokens_nobody_heard_the_end_of_cannot_be_deleted(
-    database: Database, alice: Tenant
-) -> None:
+async def test_an_app_whose_tokens_nobody_heard_the_end_of_cannot_be_deleted(database: Database, alice: Tenant) -> None:
     app, token = await apps.create_app(alice, "Shop")
     # sqlite3.IntegrityError or asyncpg.ForeignKeyViolationError.
     with pytest.raises(Exception, match=r"(?i)foreign key"):

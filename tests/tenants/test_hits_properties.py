@@ -130,9 +130,7 @@ def spelled(fields: object) -> str:
 
 @unhurried
 @given(OBJECTS, ENCODINGS, st.integers(0, 2))
-def test_decoding_gives_back_what_the_encoder_was_given(
-    fields: dict[str, Any], encoding: Encoding, more: int
-) -> None:
+def test_decoding_gives_back_what_the_encoder_was_given(fields: dict[str, Any], encoding: Encoding, more: int) -> None:
     text = encode_params(fields, encoding)
     # Base64 may be percent-encoded once more than the query string needs, JSON text twice more.
     for _ in range(1 + min(more, 1 if encoding == "base64" else 2)):
@@ -143,9 +141,7 @@ def test_decoding_gives_back_what_the_encoder_was_given(
     assert result.warnings == ()
 
 
-EVENT_TOKENS = (
-    st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=99).map(str.strip).filter(bool)
-)
+EVENT_TOKENS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=99).map(str.strip).filter(bool)
 
 
 @unhurried
@@ -186,9 +182,7 @@ FORMS: st.SearchStrategy[Callable[[str], str]] = st.sampled_from(
         lambda text: quote(encode_base64("\ufeff" + text)),
     ]
 )
-NAMES_OF_PARAMS = st.sampled_from(
-    ["params", "amp;params", "amp%3Bparams", "PARAMS", "par%61ms", "amp;amp;params"]
-)
+NAMES_OF_PARAMS = st.sampled_from(["params", "amp;params", "amp%3Bparams", "PARAMS", "par%61ms", "amp;amp;params"])
 NAMES_OF_SECRETS = st.sampled_from(
     ["access_token", "amp;access_token", "ACCESS_TOKEN", "access%5Ftoken", "amp;Access_Token"]
 )
@@ -217,9 +211,7 @@ def readings(data: bytes) -> list[bytes]:
     NAMES_OF_PARAMS,
     st.none() | NAMES_OF_SECRETS,
     st.integers(0, 2),
-    st.sampled_from(
-        ["", "&event_token=&cb=1", "&event_token=a%00", "&params=x", "&event_token=" + "y" * 8_000]
-    ),
+    st.sampled_from(["", "&event_token=&cb=1", "&event_token=a%00", "&params=x", "&event_token=" + "y" * 8_000]),
     st.booleans(),
 )
 def test_no_rejection_shows_an_access_token(

@@ -13,9 +13,7 @@ from tenants.snippets import encode_params, img_tag, pixel_url
 
 TOKEN = "0123456789abcdef01234567"
 SIGNUP = {"method": "email", "page": "signup.html", "email": "john.doe@example.com"}
-SIGNUP_BASE64 = (
-    "eyJtZXRob2QiOiAiZW1haWwiLCAicGFnZSI6ICJzaWdudXAuaHRtbCIsICJlbWFpbCI6ICJqb2huLmRvZUBleGFtcGxlLmNvbSJ9"
-)
+SIGNUP_BASE64 = "eyJtZXRob2QiOiAiZW1haWwiLCAicGFnZSI6ICJzaWdudXAuaHRtbCIsICJlbWFpbCI6ICJqb2huLmRvZUBleGFtcGxlLmNvbSJ9"
 
 
 def test_the_signup_pixel_gives_its_values_and_its_person() -> None:
@@ -29,10 +27,7 @@ def test_the_signup_pixel_gives_its_values_and_its_person() -> None:
 
 def test_base64_is_padded_and_of_the_standard_alphabet() -> None:
     assert encode_params(SIGNUP, "base64") == SIGNUP_BASE64
-    assert (
-        encode_params({"t": "ÿÿÿ>>>???"}, "base64")
-        == base64.b64encode('{"t": "ÿÿÿ>>>???"}'.encode()).decode()
-    )
+    assert encode_params({"t": "ÿÿÿ>>>???"}, "base64") == base64.b64encode('{"t": "ÿÿÿ>>>???"}'.encode()).decode()
 
 
 def test_url_is_the_json_text() -> None:
@@ -73,9 +68,7 @@ def test_a_purchase_pixel_carries_all_it_was_given(encoding: Literal["base64", "
         ("event", {"params": {"a": "\ud800"}}, "surrogates"),
     ],
 )
-def test_no_pixel_is_made_that_would_be_rejected(
-    category: Category, given: dict[str, Any], names: str
-) -> None:
+def test_no_pixel_is_made_that_would_be_rejected(category: Category, given: dict[str, Any], names: str) -> None:
     sent: dict[str, Any] = {"event_token": "t"}
     with pytest.raises(ValueError, match=names):
         pixel_url("https://px.example", TOKEN, category, **{**sent, **given})

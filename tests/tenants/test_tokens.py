@@ -91,9 +91,7 @@ async def test_a_negative_overlap(database: Database, alice: Tenant) -> None:
         await tokens.rotate(app, timedelta(seconds=-1))
 
 
-async def test_changes_at_once_get_revisions_of_their_own(
-    database: Database, alice: Tenant, bob: Tenant
-) -> None:
+async def test_changes_at_once_get_revisions_of_their_own(database: Database, alice: Tenant, bob: Tenant) -> None:
     app, first = await create_app(alice, "Shop")
     others, _ = await create_app(bob, "Blog")
     made = await asyncio.gather(
@@ -110,9 +108,7 @@ async def test_changes_at_once_get_revisions_of_their_own(
     assert [now[token].expires_at for token in made[:4]].count(None) == 1
 
 
-async def test_who_asks_for_what_came_after_the_last_revision_misses_none(
-    database: Database, alice: Tenant
-) -> None:
+async def test_who_asks_for_what_came_after_the_last_revision_misses_none(database: Database, alice: Tenant) -> None:
     app, first = await create_app(alice, "Shop")
     seen = {first}
     last = 1
