@@ -228,7 +228,8 @@ def _at_most(seconds: float) -> Generator[None]:
 
 async def announce(settings: Settings, pages: bool) -> None:
     """Say once, when connections are taken, where and what to do next."""
-    while not await asyncio.to_thread(_accepts, settings):
+    # Nothing tells when Granian listens.
+    while not await asyncio.to_thread(_accepts, settings):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     if pages:
         hint = "make a tenant with `onepx tenant create`, or look around with `onepx demo`"

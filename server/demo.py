@@ -29,9 +29,9 @@ _EMAIL = "demo@example.com"
 
 _AGENTS = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36",
-    "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 Safari/605.1.15",
+    "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 Safari/605",
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Mobile/15E148",
-    "Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Mobile Safari/537.36",
+    "Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Mobile Safari/537.36",
     "Mozilla/5.0 (X11; Linux x86_64; rv:143.0) Gecko/20100101 Firefox/143.0",
 )
 _MAIL_PROXY = "Mozilla/5.0 (Windows NT 5.1; rv:11.0) Gecko Firefox/11.0 (via ggpht.com GoogleImageProxy)"
@@ -190,7 +190,7 @@ def _hit(
     more: dict[str, str] | None = None,
 ) -> HitTuple:
     query = urlencode({"event_token": event_token, "params": encode_params(values, "base64")} | (more or {})).encode()
-    referrer = _REFERRERS[hash(visitor.number) % len(_REFERRERS)].encode()
+    referrer = _REFERRERS[visitor.number[0] % len(_REFERRERS)].encode()
     agent = visitor.agent.encode()
     # Nothing may come from later than now, or the newest events would be of tomorrow.
     at = min(at, time.time())

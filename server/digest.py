@@ -68,6 +68,8 @@ class Batch:
 
     ranges: list[tuple[str, int, int]] = field(default_factory=list[tuple[str, int, int]])
     retried: list[int] = field(default_factory=list[int])
+    # Whether it was begun before, by a process that was killed or while the store was away.
+    again: bool = False
     hits: list[tuple[int, Hit]] = field(default_factory=list[tuple[int, Hit]])
     limited: list[tuple[bytes, int, int]] = field(default_factory=list[tuple[bytes, int, int]])
 
@@ -126,7 +128,7 @@ class State:
         if row is None:
             return None
         ranges, retried = msgspec.json.decode(row[0], type=tuple[list[tuple[str, int, int]], list[int]])
-        return Batch(ranges, retried)
+        return Batch(ranges, retried, again=True)
 
     def begin(self, batch: Batch) -> None:
         work = msgspec.json.encode((batch.ranges, batch.retried)).decode()
@@ -290,6 +292,10 @@ class Inserts(Protocol):
 
     async def insert(self, table: str, rows: Sequence[Row], token: str) -> None:
         """Insert once for each token. Raises EventStoreRefused when a row is at fault, else EventStoreUnavailable."""
+        ...
+
+    async def stored(self, table: str, first: int, last: int) -> set[int]:
+        """Ids of the rows received from `first` to `last`, in ms. Raises EventStoreUnavailable."""
         ...
 
 
@@ -459,14 +465,22 @@ class Digester:
 
     async def _store_batch(self, state: State, batch: Batch, found: Understood) -> None:
         token = batch.token
-        await self._insert("events", found.events, token, found)
-        await self._insert("rejections", found.rejections, token, found)
+        for table, rows in (("events", found.events), ("rejections", found.rejections)):
+            await self._insert(table, await self._not_stored(table, rows) if batch.again else rows, token, found)
         # Last, since a row that had to be set aside above does not count.
         await self._inserts.insert("traffic", traffic_rows(found.traffic, batch.limited), token)
         state.finish(batch, found.failed)
         if found.failed:
             log.error("hits set aside; see `onepx digest`", hits=len(found.failed))
         self._clean_up(state)
+
+    async def _not_stored(self, table: str, rows: list[Row]) -> list[Row]:
+        """The rows without those stored by an earlier try: a power cut may lose the store's memory of its tokens."""
+        if not rows:
+            return rows
+        times = [row[1] for row in rows]
+        stored = await self._inserts.stored(table, min(times), max(times))
+        return [row for row in rows if row[2] not in stored]
 
     async def _insert(self, table: str, rows: list[Row], token: str, found: Understood) -> None:
         """Insert; when the store refuses the rows, halve them until the one at fault is found and set aside."""

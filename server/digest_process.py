@@ -17,7 +17,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -54,6 +54,21 @@ class Inserted(msgspec.Struct, tag=True):
     unavailable: str | None = None
 
 
+class AskStored(msgspec.Struct, tag=True):
+    """Child: which rows of this table, received from `first` to `last` ms, are stored?"""
+
+    table: str
+    first: int
+    last: int
+
+
+class Stored(msgspec.Struct, tag=True):
+    """Parent: these, 16 bytes an id; or why it cannot tell."""
+
+    ids: list[bytes] = []
+    unavailable: str | None = None
+
+
 class Progress(msgspec.Struct, tag=True):
     """Child: how it goes."""
 
@@ -71,8 +86,10 @@ class Stop(msgspec.Struct, tag=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_from_child: msgspec.msgpack.Decoder[Insert | Progress | Became] = msgspec.msgpack.Decoder(Insert | Progress | Became)
-_from_parent: msgspec.msgpack.Decoder[Inserted | Stop] = msgspec.msgpack.Decoder(Inserted | Stop)
+_from_child: msgspec.msgpack.Decoder[Insert | AskStored | Progress | Became] = msgspec.msgpack.Decoder(
+    Insert | AskStored | Progress | Became
+)
+_from_parent: msgspec.msgpack.Decoder[Inserted | Stored | Stop] = msgspec.msgpack.Decoder(Inserted | Stored | Stop)
 
 
 def _framed(message: msgspec.Struct) -> bytes:
@@ -151,6 +168,8 @@ class DigestProcess:
             match _from_child.decode(message):
                 case Insert() as insert:
                     await self._tell(child, await self._insert(insert))
+                case AskStored() as question:
+                    await self._tell(child, await self._stored(question))
                 case Progress(figures):
                     self.figures = figures.after(before)
                 case Became(outcomes):
@@ -167,6 +186,13 @@ class DigestProcess:
         except EventStoreUnavailable as error:
             return Inserted(unavailable=str(error))
         return Inserted()
+
+    async def _stored(self, question: AskStored) -> Stored:
+        try:
+            ids = await self._store.stored(question.table, question.first, question.last)
+        except EventStoreUnavailable as error:
+            return Stored(unavailable=str(error))
+        return Stored([number.to_bytes(16, "big") for number in ids])
 
     async def _tell(self, child: asyncio.subprocess.Process, message: msgspec.Struct) -> None:
         assert child.stdin is not None
@@ -197,8 +223,7 @@ class _Parent:
 
     output: int
     tmp_dir: Path
-    _reply: asyncio.Future[Inserted] | None = None
-    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _reply: asyncio.Future[Inserted | Stored] | None = None
 
     def _tell(self, message: msgspec.Struct) -> None:
         data = _framed(message)
@@ -210,19 +235,28 @@ class _Parent:
         if not rows:
             return
         path = write_native(table, rows, self.tmp_dir)
-        async with self._turn:
-            self._reply = asyncio.get_running_loop().create_future()
-            self._tell(Insert(table, str(path), token))
-            done = await self._reply
-        if done.refused is not None:
+        done = await self._ask(Insert(table, str(path), token))
+        if isinstance(done, Inserted) and done.refused is not None:
             raise EventStoreRefused(done.refused)
-        if done.unavailable is not None:
-            raise EventStoreUnavailable(done.unavailable)
 
-    def replied(self, done: Inserted) -> None:
+    async def stored(self, table: str, first: int, last: int) -> set[int]:
+        """See digest.Inserts."""
+        told = await self._ask(AskStored(table, first, last))
+        return {int.from_bytes(number, "big") for number in told.ids} if isinstance(told, Stored) else set()
+
+    async def _ask(self, question: Insert | AskStored) -> Inserted | Stored:
+        """The parent's answer; the digest asks one thing after the other. Raises EventStoreUnavailable."""
+        self._reply = asyncio.get_running_loop().create_future()
+        self._tell(question)
+        answer = await self._reply
+        if answer.unavailable is not None:
+            raise EventStoreUnavailable(answer.unavailable)
+        return answer
+
+    def replied(self, answer: Inserted | Stored) -> None:
         """The parent's answer came."""
         if self._reply is not None:
-            self._reply.set_result(done)
+            self._reply.set_result(answer)
 
     async def progressed(self, figures: DigestFigures) -> None:
         """See digest.Listener."""
@@ -257,8 +291,8 @@ async def _digest(settings: Settings) -> None:
     async def listen() -> None:
         while (message := await _read(stdin)) is not None:
             match _from_parent.decode(message):
-                case Inserted() as done:
-                    parent.replied(done)
+                case Inserted() | Stored() as answer:
+                    parent.replied(answer)
                 case Stop():
                     digester.stop()
         # The parent is gone, and with it the one that would answer. The batch is remembered.

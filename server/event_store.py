@@ -160,6 +160,15 @@ class EventStore:
 
         await asyncio.get_running_loop().run_in_executor(self._writer, send_and_remove)
 
+    async def stored(self, table: str, first: int, last: int) -> set[int]:
+        """Ids of the rows received from `first` to `last`, in ms. Raises EventStoreUnavailable."""
+        rows = await self.query(
+            f"SELECT id FROM {table} WHERE received_at BETWEEN fromUnixTimestamp64Milli({{first:Int64}}) "
+            "AND fromUnixTimestamp64Milli({last:Int64})",
+            {"first": first, "last": last},
+        )
+        return {row["id"].int for row in rows}
+
     def migrate(self) -> list[str]:
         """Apply what migrations/events holds and the store has not had yet; returns the names applied."""
         return self._run(_migrate)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 PREFIX = "ONEPX_"
 
@@ -50,18 +50,24 @@ def _size(text: str) -> int:
     return size
 
 
+def _has_host(parts: SplitResult) -> bool:
+    try:
+        return bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is no number
+        return False
+
+
 def _database_url(text: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme in ("postgres", "postgresql") and parts.hostname and parts.path.strip("/"):
-        return text
-    if parts.scheme == "sqlite" and not parts.netloc and parts.path.strip("/"):
+    server = parts.scheme in ("postgres", "postgresql") and _has_host(parts)
+    if parts.path.strip("/") and (server or (parts.scheme == "sqlite" and not parts.netloc)):
         return text
     raise ValueError("postgres://user:password@host/database or sqlite:///path")
 
 
 def _events_url(text: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme in ("clickhouse", "clickhouses") and parts.hostname:
+    if parts.scheme in ("clickhouse", "clickhouses") and _has_host(parts):
         return text
     if parts.scheme == "chdb" and not parts.netloc and parts.path.strip("/"):
         return text
@@ -70,8 +76,8 @@ def _events_url(text: str) -> str:
 
 def _site(text: str) -> str:
     parts = urlsplit(text)
-    plain = not (parts.query or parts.fragment or parts.username)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or not plain:
+    plain = not (parts.query or parts.fragment or parts.username or parts.path.strip("/"))
+    if parts.scheme not in ("http", "https") or not _has_host(parts) or not plain:
         raise ValueError("a site such as https://px.example.com, without a path")
     return text.rstrip("/")
 
