@@ -7,15 +7,17 @@ import msgspec
 from litestar import Request, Router, get
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.exceptions import NotAuthorizedException
+from litestar.exceptions import NotAuthorizedException, NotFoundException, ValidationException
 from litestar.openapi.spec import Example
 from litestar.params import Dependency, Parameter
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from tenants.apps import app_by_token
 from tenants.events import Queries, recent_events, recent_rejections
 from tenants.keys import tenant_by_key
 from tenants.tables import App, Tenant
 
+RAISES = [ValidationException, NotAuthorizedException, NotFoundException]
 # Made by this module's own functions: nothing to validate.
 GivenTenant = Annotated[Tenant, Dependency(skip_validation=True)]
 GivenApp = Annotated[App, Dependency(skip_validation=True)]
@@ -25,7 +27,7 @@ Limit = Annotated[
 ]
 Cursor = Annotated[
     str | None,
-    Parameter(max_length=64, description="`next` of the page before; without it the newest are returned."),
+    Parameter(max_length=64, description="What the page before gave as next; without it the newest are returned."),
 ]
 AppToken = Annotated[
     str, Parameter(description="A token of the app.", examples=[Example(value="0f8a6d5c4b3e2a1908f7e6d5")])
@@ -88,18 +90,30 @@ async def provide_app(tenant: GivenTenant, app_token: AppToken) -> App:
     return await app_by_token(tenant, app_token)
 
 
+class SkipEmptyParameters:
+    """Middleware: `?category=&limit=` asks for what `?` asks for. A form that is not filled in sends that."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if query := scope.get("query_string"):
+            scope["query_string"] = b"&".join(part for part in query.split(b"&") if part.partition(b"=")[2])
+        await self._app(scope, receive, send)
+
+
 def provide_store(state: State) -> Queries:
     """The event store this process reads."""
     return state.event_store
 
 
-@get("/apps/{app_token:str}/events", summary="Events of an app", operation_id="events")
+@get("/apps/{app_token:str}/events", summary="Events of an app", operation_id="events", raises=RAISES)
 async def events(
     app: GivenApp,
     store: GivenStore,
     event_token: Annotated[str | None, Parameter(description="Only events with this token.")] = None,
     category: Annotated[
-        Literal["event", "revenue", ""] | None, Parameter(description="Only events of this category.")
+        Literal["event", "revenue"] | None, Parameter(description="Only events of this category.")
     ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
@@ -109,7 +123,7 @@ async def events(
     return Events([Event(**row) for row in page.rows], page.next)
 
 
-@get("/apps/{app_token:str}/rejections", summary="Rejected hits of an app", operation_id="rejections")
+@get("/apps/{app_token:str}/rejections", summary="Rejected hits", operation_id="rejections", raises=RAISES)
 async def rejections(app: GivenApp, store: GivenStore, limit: Limit = 100, cursor: Cursor = None) -> Rejections:
     """Hits that were not recorded, newest first, each with its reason and what to change."""
     page = await recent_rejections(app, store, limit=limit, cursor=cursor)
@@ -119,6 +133,7 @@ async def rejections(app: GivenApp, store: GivenStore, limit: Limit = 100, curso
 api = Router(
     "/api/v1",
     route_handlers=[events, rejections],
+    middleware=[SkipEmptyParameters],
     dependencies={
         "tenant": Provide(provide_tenant),
         "app": Provide(provide_app),
