@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from server.database import Database
+from server.event_store import EventStore
 from tenants.accounts import create_tenant
 from tenants.tables import TABLES, Tenant
 
@@ -144,3 +145,13 @@ async def bob(database: Database) -> Tenant:
 @pytest.fixture
 async def charlie(database: Database) -> Tenant:
     return (await create_tenant("Charlie", "charlie@example.org", None))[0]
+
+
+@pytest.fixture(scope="session")
+def event_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EventStore]:
+    """A migrated event store on the embedded engine, which takes one folder a process: tests share it, by app."""
+    folder = tmp_path_factory.mktemp("events")
+    store = EventStore(f"chdb://{folder}/store", folder)
+    store.migrate()
+    yield store
+    store.close()

@@ -1,0 +1,268 @@
+"""Events and rejections on a real engine: what was sent reads back as it was sent, to its own app alone."""
+
+import json
+import time
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_hits_properties import OBJECTS
+
+from server.event_store import EventStore, EventStoreRefused
+from server.journal import hit_id
+from tenants.errors import InvalidValue
+from tenants.events import (
+    event_row,
+    recent_events,
+    recent_rejections,
+    referrer_host,
+    rejection_row,
+    text_of,
+    timestamp,
+)
+from tenants.hits import Category, Event, Rejection, decode
+from tenants.snippets import encode_params
+from tenants.tables import App
+
+NOW = 1_795_000_000_000
+DEEP = {"a": {"b": {"c": {"d": {"e": [[[[1]]], {"f": None}]}}}}}
+
+
+def app() -> App:
+    return App(id=uuid4(), tenant=1, name="Site", currency="USD")
+
+
+def params(values: dict[str, Any]) -> bytes:
+    """The `params` part of a query string."""
+    return urlencode({"params": encode_params(values, "base64")}).encode()
+
+
+def row(
+    of: App, query: bytes, number: int = 0, at: int = NOW, category: Category = "event", **more: Any
+) -> tuple[str, Any]:
+    """(table, row) of a hit with this query."""
+    found = decode(category, query, "USD", privacy=False)
+    named = hit_id(0, number, at)
+    if isinstance(found, Rejection):
+        return "rejections", rejection_row(found, of.id.int, at, named, category)
+    headers: dict[str, Any] = {
+        "visitor_id": 0,
+        "network": "203.0.113.0/24",
+        "user_agent": b"Mozilla/5.0",
+        "referrer": b"https://shop.example/?q=1",
+        "sec_purpose": b"",
+    }
+    return "events", event_row(found, of.id.int, at, named, category, **headers | more)
+
+
+async def insert(store: EventStore, *rows: tuple[str, Any]) -> None:
+    for table in ("events", "rejections"):
+        await store.insert(table, [fields for name, fields in rows if name == table], uuid4().hex)
+
+
+async def read(store: EventStore, of: App, **options: Any) -> list[dict[str, Any]]:
+    return json.loads(msgspec.json.encode((await recent_events(of, store, **options)).rows))
+
+
+async def test_an_event_reads_back_as_it_was_sent(event_store: EventStore) -> None:
+    shop, visitor = app(), uuid4()
+    values: dict[str, Any] = {
+        "plan": "pro",
+        "n": 3,
+        "x": 1.0,
+        "ok": True,
+        "none": None,
+        "list": [1, "a", None],
+        "empty": {},
+        "o": {"k": {}},
+    }
+    query = b"event_token=buy&amount=2500&currency=eur&event_id=o-1&" + params(values)
+    await insert(event_store, row(shop, query, category="revenue", visitor_id=visitor.int))
+    (event,) = await read(event_store, shop)
+    assert event == {
+        "id": str(UUID(int=hit_id(0, 0, NOW))),
+        "received_at": timestamp(NOW),
+        "category": "revenue",
+        "event_token": "buy",
+        "amount": 2500,
+        "currency": "EUR",
+        "event_id": "o-1",
+        "params": values,
+        "person_id": str(visitor),
+        "warnings": [],
+    }
+    assert [type(value) for value in event["params"].values()] == [type(value) for value in values.values()]
+
+
+async def test_custom_values_can_be_queried_by_field(event_store: EventStore) -> None:
+    shop = app()
+    hits = [b"event_token=e&" + params({"plan": plan, "o": {"n": n}}) for n, plan in enumerate("aab")]
+    await insert(event_store, *(row(shop, query, number) for number, query in enumerate(hits)))
+    rows = await event_store.query(
+        "SELECT params.plan.:String AS plan, sum(params.o.n.:Int64) AS total FROM events "
+        "WHERE app_id = {app:UUID} GROUP BY plan ORDER BY plan",
+        {"app": str(shop.id)},
+    )
+    assert rows == [{"plan": "a", "total": 1}, {"plan": "b", "total": 2}]
+
+
+async def test_what_came_with_the_request_is_kept(event_store: EventStore) -> None:
+    shop = app()
+    query = b'event_token=e&params={"email":"Ann@Example.com","uuid":7,"fbid":"100004","access_token":"EAAB-secret"}'
+    await insert(event_store, row(shop, query, sec_purpose=b"prefetch", user_agent=b"caf\xe9 \x00"))
+    (stored,) = await event_store.query("SELECT * FROM events WHERE app_id = {app:UUID}", {"app": str(shop.id)})
+    kept = {
+        name: stored[name]
+        for name in ("email", "uuid", "fbid", "network", "referrer_host", "sec_purpose", "user_agent")
+    }
+    assert kept == {
+        "email": "ann@example.com",
+        "uuid": "7",
+        "fbid": "100004",
+        "network": "203.0.113.0/24",
+        "referrer_host": "shop.example",
+        "sec_purpose": "prefetch",
+        "user_agent": "caf\ufffd \x00",
+    }
+    assert "EAAB-secret" not in repr(stored)
+
+
+async def test_pages_follow_each_other_without_gap_or_overlap(event_store: EventStore) -> None:
+    shop, other = app(), app()
+    # Many in the same millisecond: the cursor must tell them apart.
+    rows = [row(shop, f"event_token=e{n}".encode(), n, NOW + n // 10) for n in range(95)]
+    await insert(event_store, *rows, row(other, b"event_token=theirs"))
+    found: list[str] = []
+    cursor = None
+    for _ in range(20):
+        page = await recent_events(shop, event_store, limit=10, cursor=cursor)
+        found += [event["event_token"] for event in page.rows]
+        cursor = page.next
+        if cursor is None:
+            break
+    assert found == [f"e{n}" for n in reversed(range(95))]
+
+
+async def test_filters(event_store: EventStore) -> None:
+    shop = app()
+    await insert(
+        event_store,
+        row(shop, b"event_token=a", 1),
+        row(shop, b"event_token=b", 2),
+        row(shop, b"event_token=a&amount=5", 3, category="revenue"),
+    )
+    assert [e["amount"] for e in await read(event_store, shop, event_token="a")] == [5, None]
+    assert [e["event_token"] for e in await read(event_store, shop, category="event")] == ["b", "a"]
+    assert await read(event_store, shop, event_token="a' OR 1=1 --") == []
+
+
+async def test_rejections_read_back_with_their_query(event_store: EventStore) -> None:
+    shop = app()
+    now = int(time.time() * 1000)  # older ones would be gone: they are kept for 30 days
+    await insert(event_store, row(shop, b"event_token=buy&amount=25.00&cb=1", at=now, category="revenue"))
+    (rejection,) = (await recent_rejections(shop, event_store)).rows
+    assert rejection["reason"] == "invalid_amount"
+    assert rejection["query"] == "event_token=buy&amount=25.00&cb=1"
+    assert "25.00" in rejection["detail"]
+    assert rejection["received_at"] == timestamp(now)
+    assert (await recent_rejections(app(), event_store)).rows == []
+
+
+@pytest.mark.parametrize("cursor", ["x", "0", "AAAA", "é", "-" * 64, "AZAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "A" * 33])
+async def test_a_made_up_cursor_is_refused(event_store: EventStore, cursor: str) -> None:
+    with pytest.raises(InvalidValue):
+        await recent_events(app(), event_store, cursor=cursor)
+
+
+async def test_an_insert_with_a_known_token_changes_nothing(event_store: EventStore) -> None:
+    shop = app()
+    rows = [row(shop, b"event_token=e", number)[1] for number in range(3)]
+    for _ in range(3):
+        await event_store.insert("events", rows, f"token-{shop.id}")
+    assert len(await read(event_store, shop)) == 3
+
+
+async def test_identical_hits_of_one_batch_are_all_kept(event_store: EventStore) -> None:
+    shop = app()
+    await insert(event_store, *(row(shop, b"event_token=same", number) for number in range(5)))
+    assert len(await read(event_store, shop)) == 5
+
+
+async def test_a_row_its_column_cannot_take_is_refused_whole(event_store: EventStore) -> None:
+    shop = app()
+    good = row(shop, b"event_token=good")[1]
+    bad = list(row(shop, b"event_token=bad", 1)[1])
+    bad[5] = "no number"
+    with pytest.raises(EventStoreRefused):
+        await event_store.insert("events", [good, tuple(bad)], uuid4().hex)
+    assert await read(event_store, shop) == []
+
+
+NASTY: list[dict[str, Any]] = [
+    {"a": 2**63, "b": -(2**63), "c": 2**64 - 1},
+    {"a": 1.7976931348623157e308, "b": 5e-324, "c": -0.0},
+    {"a": [1, "a", None, {"x": 1}, [2]], "b": [[], [[]], {}]},
+    {"a": {"b": 1}, "a b": {"c`d": 2}, "`": 3, "'": 4, "\\": 5, '"': 6, "\x00": 7, "é": 8, "[]": 9, "a%2Eb": 10},
+    {"date": "2026-11-23", "time": "2026-11-23T19:00:00Z", "far": "9999-99-99 99:99:99", "uuid_like": str(UUID(int=1))},
+    {"": "gone", "x": ""},
+    {f"field{n}": n for n in range(255)},
+    DEEP,
+    {"list": json.loads("[" * 30 + "1" + "]" * 30)},
+]
+
+
+@pytest.mark.parametrize("values", NASTY)
+async def test_nothing_the_decoder_lets_through_breaks_the_store(
+    event_store: EventStore, values: dict[str, Any]
+) -> None:
+    shop = app()
+    query = b"event_token=e&" + params(values)
+    await insert(event_store, row(shop, query))
+    found = decode("event", query, "USD", privacy=False)
+    assert isinstance(found, Event)
+    (event,) = await read(event_store, shop)
+    assert event["params"] == json.loads(found.params)
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(OBJECTS, min_size=20, max_size=40))
+async def test_any_custom_values_read_back_equal(event_store: EventStore, batch: list[dict[str, Any]]) -> None:
+    shop = app()
+    sent = {f"e{number}": values for number, values in enumerate(batch)}
+    queries = [f"event_token={token}&".encode() + params(values) for token, values in sent.items()]
+    await insert(event_store, *(row(shop, query, number) for number, query in enumerate(queries)))
+    for event in await read(event_store, shop, limit=1000):
+        assert event["params"] == sent[event["event_token"]]
+
+
+@pytest.mark.parametrize(
+    ("referrer", "host"),
+    [
+        (b"https://Shop.Example/cart?email=a@b.c", "shop.example"),
+        (b"http://user:pass@shop.example:8080/", "shop.example"),
+        (b"android-app://com.mail", "com.mail"),
+        (b"", ""),
+        (b"about:blank", ""),
+        (b"https://[::1", ""),
+        (b"\xff\xfe", ""),
+    ],
+)
+def test_only_the_host_of_a_referrer_is_kept(referrer: bytes, host: str) -> None:
+    assert referrer_host(referrer) == host
+
+
+@pytest.mark.parametrize(("header", "text"), [(b"a", "a"), (b"\xe2\x9c\x93", "✓"), (b"\xff", "\ufffd")])
+def test_headers_become_text_whatever_they_are(header: bytes, text: str) -> None:
+    assert text_of(header) == text
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0, "1970-01-01T00:00:00.000Z"), (1_795_456_800_005, "2026-11-23T18:00:00.005Z")],
+)
+def test_times_are_rfc_3339_with_milliseconds(milliseconds: int, text: str) -> None:
+    assert timestamp(milliseconds) == text
