@@ -1,0 +1,163 @@
+"""The command line as its users meet it: a process of its own, its output and its exit status."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ONEPX = Path(sys.executable).with_name("onepx")
+Environment = dict[str, str]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ONEPX_")}
+    return kept | {"ONEPX_DATA_DIR": str(tmp_path / "data"), "COLUMNS": "80"}
+
+
+def run(environment: Environment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # In a folder that has a `server` of its own: ours must be found all the same.
+    (folder := Path(environment["ONEPX_DATA_DIR"]).parent / "cwd" / "server").mkdir(parents=True, exist_ok=True)
+    return subprocess.run([ONEPX, *arguments], env=environment, capture_output=True, text=True, cwd=folder.parent)
+
+
+def told(environment: Environment, *arguments: str) -> dict[str, Any]:
+    """The object that the verb prints with --json."""
+    done = run(environment, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_from_nothing_to_a_token_and_a_key(environment: Environment) -> None:
+    made = told(
+        environment, "tenant", "create", "--email", "Ann@example.com", "--name", "Ann", "--password", "long enough!"
+    )
+    assert made == {"tenant": "Ann", "email": "ann@example.com", "rate": 1000, "burst": 5000}
+    limited = told(environment, "tenant", "limit", "--tenant", "ann@example.com", "--rate", "50", "--burst", "100")
+    assert (limited["rate"], limited["burst"]) == (50, 100)
+    app = told(environment, "app", "create", "--tenant", "ann@example.com", "--name", "Site", "--currency", "eur")
+    assert re.fullmatch(r"[0-9a-f]{24}", app["token"])
+    assert app["currency"] == "EUR"
+    rotated = told(environment, "app", "rotate", "--tenant", "ann@example.com", "--token", app["token"])
+    assert rotated["token"] != app["token"]
+    revoked = told(environment, "app", "revoke", "--tenant", "ann@example.com", "--token", app["token"])
+    assert revoked == {"revoked": app["token"]}
+    key = told(environment, "key", "create", "--tenant", "ann@example.com", "--name", "laptop")
+    assert key["key"].startswith("onepx_")
+    # The key itself is nowhere on disk.
+    for path in Path(environment["ONEPX_DATA_DIR"]).rglob("*"):
+        assert not path.is_file() or key["key"].encode() not in path.read_bytes()
+
+
+def test_for_people_the_first_line_is_the_thing_itself(environment: Environment) -> None:
+    run(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    app = run(environment, "app", "create", "--tenant", "ann@example.com", "--name", "Site")
+    token, hint = app.stdout.splitlines()
+    assert re.fullmatch(r"[0-9a-f]{24}", token)
+    assert f"/{token}/event.gif" in hint
+    assert run(environment, "key", "create", "--tenant", "ann@example.com", "--name", "k").stdout.startswith("onepx_")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "VERB"),
+        (["fly"], "invalid choice"),
+        (["tenant"], "VERB"),
+        (["tenant", "create"], "--email"),
+        (["tenant", "create", "--email", "nobody", "--name", "N"], "no e-mail address"),
+        (["tenant", "create", "--email", "a@example.com", "--name", "N", "--password", "short"], "10 characters"),
+        (["tenant", "create", "--email", "a@example.com", "--name", " "], "name"),
+        (["tenant", "limit", "--tenant", "none@example.com", "--rate", "5", "--burst", "5"], "none@example.com"),
+        (["tenant", "limit", "--tenant", "a@example.com", "--rate", "0", "--burst", "5"], "whole number above zero"),
+        (["app", "create", "--tenant", "none@example.com", "--name", "x"], "none@example.com"),
+        (["app", "rotate", "--tenant", "none@example.com", "--token", "x"], "none@example.com"),
+        (["app", "rotate", "--tenant", "a@example.com", "--token", "x", "--overlap-hours", "-1"], "hours"),
+        (["key", "create", "--tenant", "none@example.com", "--name", "x"], "none@example.com"),
+        (["serve", "--port", "0"], "ONEPX_PORT"),
+        (["serve", "--workers", "2"], "ONEPX_EVENTS_URL"),
+        (["serve", "--workers", "none"], "whole number above zero"),
+    ],
+)
+def test_an_error_is_one_clear_line_and_status_2(environment: Environment, arguments: list[str], says: str) -> None:
+    done = run(environment, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("onepx: ")
+    assert says in line
+
+
+def test_another_tenants_token_is_as_unknown_as_any(environment: Environment) -> None:
+    for name in ("alice", "bob"):
+        run(environment, "tenant", "create", "--email", f"{name}@example.com", "--name", name)
+    token = told(environment, "app", "create", "--tenant", "alice@example.com", "--name", "hers")["token"]
+    for verb in ("rotate", "revoke"):
+        hers = run(environment, "app", verb, "--tenant", "bob@example.com", "--token", token)
+        nobodys = run(environment, "app", verb, "--tenant", "bob@example.com", "--token", "0" * 24)
+        assert (hers.returncode, hers.stderr) == (2, nobodys.stderr)
+
+
+def test_the_same_e_mail_address_twice(environment: Environment) -> None:
+    run(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    again = run(environment, "tenant", "create", "--email", "ANN@example.com", "--name", "Ann")
+    assert again.returncode == 2
+    assert "already" in again.stderr
+
+
+def test_a_wrong_setting_stops_every_verb_and_names_itself(environment: Environment) -> None:
+    done = run(environment | {"ONEPX_TRUSTED_PROXIES": "many"}, "check")
+    assert done.returncode == 2
+    assert done.stderr.startswith("onepx: ONEPX_TRUSTED_PROXIES: 'many'")
+
+
+def test_migrate_and_check(environment: Environment) -> None:
+    # Small enough for any disk this runs on.
+    environment = environment | {"ONEPX_JOURNAL_MAX_BYTES": "1M"}
+    before = run(environment, "check", "--json")
+    assert before.returncode == 1
+    assert any("onepx migrate" in problem for problem in json.loads(before.stdout)["problems"])
+    applied = told(environment, "migrate")
+    assert applied["control"]
+    assert applied["events"] == ["0001_events"]
+    assert told(environment, "migrate") == {"control": [], "events": []}
+    after = told(environment, "check")
+    assert after["ok"]
+    assert after["settings"]["ONEPX_SECRET_KEY"] == "(set)"
+    assert set(after["findings"]) == {"control database", "event store", "disk", "set aside", "server"}
+
+
+def test_check_tells_of_what_cannot_be_reached(environment: Environment) -> None:
+    away = {
+        "ONEPX_EVENTS_URL": "clickhouse://u:p4ss@127.0.0.1:1/x",
+        "ONEPX_DATABASE_URL": "postgres://u:p4ss@127.0.0.1:1/x",
+    }
+    done = run(environment | away, "check")
+    assert done.returncode == 1
+    assert "p4ss" not in done.stdout + done.stderr
+    assert "wrong: control database" in done.stdout.lower()
+    assert "wrong: event store" in done.stdout.lower()
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_settings_are_told(environment: Environment) -> None:
+    done = run(environment | {"ONEPX_PROT": "1"}, "migrate")
+    assert done.returncode == 0
+    assert "ONEPX_PROT" in done.stderr
+
+
+def test_the_demo_waits_in_the_journal_for_a_server(environment: Environment) -> None:
+    made = told(environment, "demo")
+    assert made["hits"] > 10_000
+    assert "onepx serve" in run(environment, "demo").stdout
+    assert list(Path(environment["ONEPX_DATA_DIR"], "journal").glob("*.journal"))
+
+
+def test_nothing_set_aside(environment: Environment) -> None:
+    assert told(environment, "digest", "show") == {"set_aside": []}
+    assert told(environment, "digest", "retry") == {"retried": 0}
