@@ -83,7 +83,11 @@ class _Outcomes:
         if not isinstance(meaning, Event):
             return f"rejected; reason={meaning.reason}", ()
         if meaning.event_id is not None:
-            owner = await event_ids.owner(route.app_id, category, meaning.event_id)
+            try:
+                owner = await event_ids.owner(route.app_id, category, meaning.event_id)
+            except Exception as error:
+                log.warning("whether a hit is a duplicate cannot be foretold", error=type(error).__name__)
+                owner = None
             # An id begins with the ms its hit came: an owner as young as this hit is this hit, digested meanwhile.
             if owner is not None and int.from_bytes(owner[:6], "big") < hit.received_at:
                 return "duplicate", meaning.warnings
@@ -97,7 +101,11 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
         if scope["type"] == "http":
             path: str = scope["path"]
             if path.endswith(".gif") and path.count("/") == 2:
-                await pixel(scope, receive, send)
+                try:
+                    await pixel(scope, receive, send)
+                except Exception:
+                    log.exception("pixel failed")
+                    await pixel.failed(send)
                 return
             if path in ("/healthz", "/healthz/live", "/metrics"):
                 await operations(scope, receive, send)

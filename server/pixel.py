@@ -12,15 +12,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-import structlog
-
 from server.journal import Hit, Journal
 from server.limits import Limiter
 from server.routes import Routes
 from tenants.hits import wants_debug
 from tenants.tokens import Route
-
-log = structlog.get_logger()
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -123,9 +119,8 @@ class Pixel:
         if route is None:
             try:
                 route = await self._routes.find(token)
-            except Exception as error:
-                # Whether the token exists cannot be told now: the hit may be a good one.
-                log.warning("unknown token while the control database is away", error=type(error).__name__)
+            except Exception:
+                # Whether the token exists cannot be told now: the hit may be a good one. Routes logs it, once.
                 await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
                 return
         now = time.time()
@@ -213,6 +208,11 @@ class Pixel:
             if len(hops) >= self._trusted_proxies and (hop := hops[-self._trusted_proxies].strip()):
                 return network_of(hop.decode("latin-1"))
         return network_of(client[0]) if client else ""
+
+    async def failed(self, send: Send) -> None:
+        """Answer a hit that met a bug of ours: the layout it stands in must not break."""
+        self.figures.refused += 1
+        await self._gif(send, "GET", 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
 
     async def _unknown(self, send: Send, sentence: bytes) -> None:
         self.figures.unknown += 1
