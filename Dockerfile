@@ -31,5 +31,5 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # An answer other than 200 raises, and python exits with 1.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['ONEPX_PORT'] + '/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['ONEPX_PORT'] + '/healthz', timeout=4)"]
 CMD ["onepx", "serve"]

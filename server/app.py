@@ -6,12 +6,13 @@ import fcntl
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +29,7 @@ from server.digest_process import DigestProcess
 from server.event_store import EventStore
 from server.journal import Hit, Journal
 from server.limits import Limiter
-from server.operations import Operations
+from server.operations import OPERATIONS, Operations
 from server.pixel import Pixel, Receive, Scope, Send
 from server.routes import Routes
 from server.settings import Settings
@@ -46,11 +47,19 @@ _SWITCH_SECONDS = 0.001
 _GC_ALLOCATIONS = 50_000
 # Connections, idle ones too, not requests: more than any one machine's pixels hold open behind a proxy.
 _CONNECTIONS = 16_384
+# Files the process needs beside its connections: of the event store, above all.
+_OTHER_FILES = 1_024
 # A debugging hit waits so long for its outcome; the digest usually needs a fifth of a second.
 _OUTCOME_SECONDS = 1.5
-# Of the 5 s a stop may take: what the digest gets for its current batch, and the event store for being closed.
-_DRAIN_SECONDS = 2.0
-_CLOSE_SECONDS = 1.0
+# Of the 5 s a stop may take: for requests that came before it, and for the digest's current batch. When everything
+# together takes longer, the process ends all the same: what was answered is on disk, and a batch is done again.
+_ANSWER_SECONDS = 1.5
+_DRAIN_SECONDS = 1.5
+_STOP_SECONDS = 4.5
+# `check` holds the folder for less than that.
+_LOCK_SECONDS = 2.0
+# Longer than any address of ours, shorter than what file systems refuse with an error.
+_PATH_MOST = 1_000
 
 
 class CannotStart(Exception):
@@ -84,7 +93,8 @@ class _Outcomes:
             return f"rejected; reason={meaning.reason}", ()
         if meaning.event_id is not None:
             try:
-                owner = await event_ids.owner(route.app_id, category, meaning.event_id)
+                async with asyncio.timeout(1.0):
+                    owner = await event_ids.owner(route.app_id, category, meaning.event_id)
             except Exception as error:
                 log.warning("whether a hit is a duplicate cannot be foretold", error=type(error).__name__)
                 owner = None
@@ -98,21 +108,30 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
     """Pixels first, before any router or middleware of the pages sees them."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path: str = scope["path"]
-            if path.endswith(".gif") and path.count("/") == 2:
-                try:
-                    await pixel(scope, receive, send)
-                except Exception:
-                    log.exception("pixel failed")
-                    await pixel.failed(send)
-                return
-            if path in ("/healthz", "/healthz/live", "/metrics"):
-                await operations(scope, receive, send)
-                return
-        await pages(scope, receive, send)
+        if scope["type"] != "http":
+            await pages(scope, receive, send)
+            return
+        path: str = scope["path"]
+        if path.endswith(".gif") and path.count("/") == 2:
+            try:
+                await pixel(scope, receive, send)
+            except Exception:
+                log.exception("pixel failed")
+                await pixel.failed(send)
+        elif path in OPERATIONS:
+            await operations(scope, receive, send)
+        elif "\0" in path or len(path) > _PATH_MOST:
+            await _nothing_here(send)  # no file system takes such a name, and no route of ours has one
+        else:
+            await pages(scope, receive, send)
 
     return application
+
+
+async def _nothing_here(send: Send, body: bytes = b"There is nothing here.\n") -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _no_pages(scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,10 +141,7 @@ async def _no_pages(scope: Scope, receive: Receive, send: Send) -> None:
             await send({"type": f"{message['type']}.complete"})
         await send({"type": "lifespan.shutdown.complete"})
         return
-    body = b"This process only takes pixels: /{app token}/event.gif or /{app token}/revenue.gif.\n"
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 404, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await _nothing_here(send, b"This process only takes pixels: /{app token}/event.gif or /{app token}/revenue.gif.\n")
 
 
 async def _each(seconds: float, work: Callable[[], None]) -> None:
@@ -151,14 +167,15 @@ class Role:
     """What a process does beside taking pixels. `serve` digests and shows pages; `collect` does neither."""
 
     pages: bool
-    # One of several on the port: their parent made sure that it is free, and says where they are.
-    worker: bool = False
+    # Of one of several on the port, the process id of its parent, which made sure that the port is free. Else 0.
+    parent: int = 0
 
 
 async def run(settings: Settings, role: Role) -> None:
     """Serve until SIGTERM or SIGINT. Raises CannotStart, DatabaseUnavailable or EventStoreUnavailable."""
     sys.setswitchinterval(_SWITCH_SECONDS)
-    if not role.worker:
+    connections = _allow_connections()
+    if not role.parent:
         check_port(settings)
     database = Database(settings.database_url)
     await database.start()
@@ -172,7 +189,10 @@ async def run(settings: Settings, role: Role) -> None:
         if store.embedded:
             await asyncio.to_thread(store.migrate)
         digest = DigestProcess(store)
-    limiter = Limiter(settings.run_dir)
+    try:
+        limiter = Limiter(settings.run_dir)
+    except OSError as error:
+        raise CannotStart(f"{settings.run_dir} cannot be used: {error.strerror or error}.") from None
     journal = Journal(settings.journal_dir, settings.journal_max_bytes)
     pixel = Pixel(routes, limiter, journal, _Outcomes(digest), settings.trusted_proxies)
     operations = Operations(settings, database, journal, pixel, store, digest)
@@ -191,7 +211,7 @@ async def run(settings: Settings, role: Role) -> None:
         http1_settings=HTTP1Settings(header_read_timeout=15_000),
         websockets=False,
         backlog=4096,
-        backpressure=_CONNECTIONS,
+        backpressure=connections,
         log_enabled=False,
     )
     # What is loaded by now stays: spare the collector looking through it again and again while hits wait.
@@ -199,39 +219,61 @@ async def run(settings: Settings, role: Role) -> None:
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_exception)
+    stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
-    async with _background(
-        routes.keep_fresh(),
-        _each(0.1, limiter.sync),
-        _each(1.0, journal.flush_limited),
-        *([] if digest is None else [digest.run()]),
-        *([] if role.worker else [announce(settings, role.pages)]),
-    ):
-        # Returns after it stopped accepting and answered what was waiting.
-        await server.serve()
+        loop.add_signal_handler(number, stopping.set)
+    jobs = [routes.keep_fresh(), _each(0.1, limiter.sync), _each(1.0, journal.flush_limited)]
+    if digest is not None:
+        jobs.append(digest.run())
+    jobs.append(_parent_lives(role.parent, stopping) if role.parent else announce(settings, role.pages))
+    async with _background(*jobs):
+        serving = asyncio.create_task(server.serve())
+        await asyncio.wait((serving, asyncio.create_task(stopping.wait())), return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping")
+        _end_within(_STOP_SECONDS)
+        # It stops accepting, and waits for every connection: those that are only half a request get no longer.
+        server.stop()
+        await asyncio.wait((serving,), timeout=_ANSWER_SECONDS)
         await journal.close()
         if digest is not None:
             await digest.stop(_DRAIN_SECONDS)
+    log.info("stopped")
     limiter.close()
     await database.close()
-    log.info("stopped")
     if store is not None:
-        # A thread may wait for an event store that does not answer, and Python would wait for the thread. By now
-        # everything that matters is on disk.
-        with _at_most(_CLOSE_SECONDS):
-            await asyncio.to_thread(store.close)
+        await asyncio.to_thread(store.close)
+    if serving.done():
+        serving.result()
+    # The deadline stands: Python waits for threads, and one of them may wait for a store that does not answer.
 
 
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Generator[None]:
-    """End the process, successfully, when the block takes longer."""
-    timer = threading.Timer(seconds, os._exit, (0,))
-    timer.daemon = True
-    timer.start()
-    yield
-    timer.cancel()
+def _end_within(seconds: float) -> None:
+    """End the process then, successfully, whatever still runs."""
+    deadline = threading.Timer(seconds, os._exit, (0,))
+    deadline.daemon = True
+    deadline.start()
+
+
+def _allow_connections() -> int:
+    """Raise the limit of open files as far as it goes; returns how many connections it leaves room for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _CONNECTIONS + _OTHER_FILES
+    files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    return max(64, files - _OTHER_FILES)
+
+
+async def _parent_lives(parent: int, stopping: asyncio.Event) -> None:
+    """End a worker whose parent was killed: nobody would end it, and it would hold the port."""
+    while os.getppid() == parent:  # noqa: ASYNC110 (nothing tells)
+        await asyncio.sleep(1.0)
+    stopping.set()
+
+
+def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio could not tell anybody: without the message, which may repeat what was sent."""
+    log.error(str(context.get("message", "")).partition(":")[0], exc_info=context.get("exception"))
 
 
 async def announce(settings: Settings, pages: bool) -> None:
@@ -277,20 +319,32 @@ def own_data_dir(settings: Settings) -> Any:
     path = settings.run_dir / "serve.lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock_soon(fd):
             other = running_server(settings) or {}
             raise CannotStart(
                 f"Another onepx serve (process {other.get('pid', '?')}) uses the data folder {settings.data_dir}; "
                 "its event store is for one process. Stop it, or give this one another ONEPX_DATA_DIR."
-            ) from None
+            )
         os.ftruncate(fd, 0)
         about = {"pid": os.getpid(), "host": settings.host, "port": settings.port, "since": time.time()}
         os.pwrite(fd, json.dumps(about).encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _lock_soon(fd: int) -> bool:
+    """Lock it, waiting a moment for another verb that only looks."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def running_server(settings: Settings) -> dict[str, Any] | None:

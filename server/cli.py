@@ -7,8 +7,10 @@ import argparse
 import asyncio
 import functools
 import json
+import os
 import shutil
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -43,6 +45,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """The command `onepx`."""
+    # Whatever it writes holds tenants' data or keys: for the owner alone.
+    os.umask(0o077)
     try:
         arguments = _parser().parse_args()
         settings = Settings.from_environment(
@@ -88,7 +92,7 @@ def _collect(settings: Settings, arguments: Arguments) -> int:
 def _run_workers(settings: Settings, arguments: Arguments, pages: bool) -> int:
     settings = settings.prepare_data_dir()
     if arguments.workers == 1 or arguments.worker_of:
-        uvloop.run(run(settings, Role(pages, worker=bool(arguments.worker_of))))
+        uvloop.run(run(settings, Role(pages, parent=arguments.worker_of or 0)))
         return 0
     check_port(settings)
     verb = "serve" if pages else "collect"
@@ -190,13 +194,22 @@ def _check(settings: Settings, arguments: Arguments) -> int:
     return 1 if problems else 0
 
 
+def _own_health(url: str) -> dict[str, Any]:
+    """What the running server tells of itself, well or not."""
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with without_proxy.open(url, timeout=10) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+
+
 def _check_events(settings: Settings, server: dict[str, Any] | None) -> tuple[str, str | None]:
     """(what was found, what to do about it) of the event store."""
     if settings.embedded_events and server is not None:
         url = f"http://{server.get('host')}:{server.get('port')}/healthz"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:  # our own address
-                found = json.load(answer)["checks"]["event_store"]
+            found = _own_health(url)["checks"]["event_store"]
         except OSError as error:
             return (
                 f"the running server does not answer: {error}",
@@ -234,7 +247,8 @@ def _with_database(
             await database.start()
             try:
                 await database.migrate()
-                return await work(settings, arguments)
+                with database.one_line_errors():
+                    return await work(settings, arguments)
             finally:
                 await database.close()
 

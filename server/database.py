@@ -61,7 +61,7 @@ class Database:
 
     async def start(self) -> None:
         """Make it ready for queries; raises DatabaseUnavailable."""
-        with self._one_line_errors():
+        with self.one_line_errors():
             if isinstance(self._engine, _Postgres):
                 # One connection to begin with: most processes never need a second, and PostgreSQL has few.
                 try:
@@ -81,13 +81,13 @@ class Database:
 
     async def ping(self) -> None:
         """Ask it something small; raises DatabaseUnavailable."""
-        with self._one_line_errors():
+        with self.one_line_errors():
             async with asyncio.timeout(PING_SECONDS):
                 await Migration.table_exists()
 
     async def pending(self) -> list[str]:
         """The ids of migrations still to be applied; raises DatabaseUnavailable."""
-        with self._one_line_errors():
+        with self.one_line_errors():
             applied: list[str] = []
             if await Migration.table_exists():
                 applied = await Migration.get_migrations_which_ran("control")
@@ -105,7 +105,7 @@ class Database:
         control.DB = self._engine  # pyright: ignore[reportAttributeAccessIssue]
         os.environ["PICCOLO_CONF"] = control.__name__
         # A migration's own transaction and the row that records it join this one.
-        with self._one_line_errors():
+        with self.one_line_errors():
             async with transaction():
                 if isinstance(self._engine, _Postgres):
                     await Migration.raw("SELECT pg_advisory_xact_lock({})", MIGRATION_LOCK)
@@ -122,7 +122,8 @@ class Database:
         return pending
 
     @contextmanager
-    def _one_line_errors(self) -> Generator[None]:
+    def one_line_errors(self) -> Generator[None]:
+        """Turn what the drivers raise into DatabaseUnavailable."""
         try:
             yield
         except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

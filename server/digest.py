@@ -18,6 +18,7 @@ import os
 import sqlite3
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,13 +32,14 @@ import structlog
 from server.event_store import EventStoreRefused
 from server.journal import (
     Backlog,
-    DamagedSegment,
+    Damage,
+    Frame,
     Hit,
     hit_id,
+    keep_damage,
     read_frames,
     remove_if_done,
     segment_sizes,
-    set_damaged_aside,
 )
 from server.routes import Routes
 from tenants import event_ids
@@ -55,8 +57,12 @@ _BATCH_BYTES = 16 * 1024**2
 # Small batches make many parts, so wait this long between them; "readable within 2 s" leaves room for it.
 _PAUSE_SECONDS = 0.2
 _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
+# Ids in one query; each takes 40 bytes of its text.
+_ASKED_AT_ONCE = 2_000
 _PURGE_SECONDS = 3600.0
 _EVENT_ID_DAYS = 30
+# A batch's take a fifth of a second; a control database that hangs is one that is away.
+_CLAIM_SECONDS = 30.0
 
 CATEGORIES: tuple[Category, Category] = ("event", "revenue")
 Decode = Callable[[Category, bytes, str, bool], Event | Rejection]
@@ -229,7 +235,9 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
                 if hit.watch:
                     found.watched[named] = Outcome(hit.watch, f"rejected; reason={meaning.reason}")
         except Exception as error:  # whatever it is, it is this hit's, and must not hold up the others
-            found.failed[named] = f"{type(error).__name__}: {error}"
+            # Without its message, which may repeat what was sent.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            found.failed[named] = f"{type(error).__name__} in {where.name}, line {where.lineno}"
     return found
 
 
@@ -294,8 +302,8 @@ class Inserts(Protocol):
         """Insert once for each token. Raises EventStoreRefused when a row is at fault, else EventStoreUnavailable."""
         ...
 
-    async def stored(self, table: str, first: int, last: int) -> set[int]:
-        """Ids of the rows received from `first` to `last`, in ms. Raises EventStoreUnavailable."""
+    async def stored(self, table: str, rows: Sequence[tuple[int, int, int]]) -> set[int]:
+        """Which of these rows (app id, received at in ms, id) are stored, by id. Raises EventStoreUnavailable."""
         ...
 
 
@@ -359,8 +367,8 @@ class Digester:
         os.close(lock)
 
     async def _in_trouble(self, error: Exception) -> None:
-        away = isinstance(error, Unavailable)
-        trouble = str(error) if away else type(error).__name__
+        away = isinstance(error, Unavailable | TimeoutError)
+        trouble = (str(error) if away else "") or type(error).__name__
         if self.figures.trouble is None:
             log.warning(
                 "digestion waits; hits go on being kept in the journal",
@@ -384,13 +392,18 @@ class Digester:
             return False
         await self._know_apps(batch)
         found = understand(batch.hits, self._routes.by_app, self._decode)
-        drop_duplicates(found, await event_ids.claim(found.claims))
+        async with asyncio.timeout(_CLAIM_SECONDS):
+            duplicates = await event_ids.claim(found.claims)
+        drop_duplicates(found, duplicates)
         await self._store_batch(state, batch, found)
         if found.watched:
             await self._listener.became(list(found.watched.values()))
         figures = self.figures
-        figures.recorded += len(found.events)
-        figures.rejected += len(found.rejections)
+        outcomes = Counter[str]()
+        for (_, _, outcome), count in found.traffic.items():
+            outcomes[outcome] += count
+        figures.recorded += outcomes["recorded"]
+        figures.rejected += outcomes["rejected"]
         figures.duplicate += found.duplicates
         figures.set_aside += len(found.failed)
         figures.batches += 1
@@ -402,6 +415,9 @@ class Digester:
         """A hit accepted by another process may be of an app made since this one last looked."""
         if {hit.app_id for _, hit in batch.hits} - self._routes.by_app.keys():
             await self._routes.refresh()
+            if not self._routes.by_app:
+                # No tenant can have deleted all apps there are: this is another database, or an emptied one.
+                raise Unavailable("the control database knows no app, but the journal holds hits of some")
             if unknown := {hit.app_id for _, hit in batch.hits} - self._routes.by_app.keys():
                 log.info("hits of deleted apps dropped", apps=len(unknown))
 
@@ -430,21 +446,11 @@ class Digester:
 
     def _read(self, batch: Batch, path: Path, start: int) -> None:
         end = start
-        try:
-            for frame in read_frames(path, start, most_bytes=_BATCH_BYTES):
-                self._add(batch, frame.id_base, frame.read().hits, frame.read().limited)
-                end = frame.end
-                if len(batch.hits) >= _BATCH_HITS:
-                    break
-        except (DamagedSegment, msgspec.DecodeError) as error:
-            if end == start:
-                log.error(
-                    "journal segment is damaged; it is kept beside the others",
-                    segment=path.name,
-                    reason=str(error),
-                )
-                set_damaged_aside(path)
-                return
+        for frame in read_frames(path, start, most_bytes=_BATCH_BYTES):
+            self._add(batch, frame)
+            end = frame.end
+            if len(batch.hits) >= _BATCH_HITS:
+                break
         if end > start:
             batch.ranges.append((path.name, start, end))
 
@@ -453,20 +459,30 @@ class Digester:
             for _, named, hit in state.to_retry(begun.retried):
                 begun.hits.append((named, hit))
         for name, start, end in begun.ranges:
-            for frame in read_frames(self._folder / name, start, end, most_bytes=sys.maxsize):
-                body = frame.read()
-                self._add(begun, frame.id_base, body.hits, body.limited)
+            try:
+                for frame in read_frames(self._folder / name, start, end, most_bytes=sys.maxsize):
+                    self._add(begun, frame)
+            except FileNotFoundError:
+                log.error("journal segment is gone, and hits that were not digested with it", segment=name)
         return begun
 
-    @staticmethod
-    def _add(batch: Batch, base: int, hits: list[Hit], limited: list[tuple[bytes, int, int]]) -> None:
-        batch.hits += [(hit_id(base, index, hit.received_at), hit) for index, hit in enumerate(hits)]
-        batch.limited += limited
+    def _add(self, batch: Batch, frame: Frame | Damage) -> None:
+        if isinstance(frame, Damage):
+            keep_damage(self._folder, frame)
+            return
+        try:
+            body = frame.read()
+        except msgspec.DecodeError:  # written by another version, and whole: its checksum is right
+            keep_damage(self._folder, Damage(frame.segment, frame.start, frame.end))
+            return
+        base = frame.id_base
+        batch.hits += [(hit_id(base, index, hit.received_at), hit) for index, hit in enumerate(body.hits)]
+        batch.limited += body.limited
 
     async def _store_batch(self, state: State, batch: Batch, found: Understood) -> None:
         token = batch.token
         for table, rows in (("events", found.events), ("rejections", found.rejections)):
-            await self._insert(table, await self._not_stored(table, rows) if batch.again else rows, token, found)
+            await self._insert(table, await self._not_stored(table, rows) if batch.again else rows, found)
         # Last, since a row that had to be set aside above does not count.
         await self._inserts.insert("traffic", traffic_rows(found.traffic, batch.limited), token)
         state.finish(batch, found.failed)
@@ -476,36 +492,39 @@ class Digester:
 
     async def _not_stored(self, table: str, rows: list[Row]) -> list[Row]:
         """The rows without those stored by an earlier try: a power cut may lose the store's memory of its tokens."""
-        if not rows:
-            return rows
-        times = [row[1] for row in rows]
-        stored = await self._inserts.stored(table, min(times), max(times))
+        stored: set[int] = set()
+        for start in range(0, len(rows), _ASKED_AT_ONCE):
+            asked = rows[start : start + _ASKED_AT_ONCE]
+            stored |= await self._inserts.stored(table, [(row[0], row[1], row[2]) for row in asked])
         return [row for row in rows if row[2] not in stored]
 
-    async def _insert(self, table: str, rows: list[Row], token: str, found: Understood) -> None:
+    async def _insert(self, table: str, rows: list[Row], found: Understood) -> None:
         """Insert; when the store refuses the rows, halve them until the one at fault is found and set aside."""
+        if not rows:
+            return
+        # Of exactly these rows, not of the batch: done again, a batch may be halved elsewhere.
+        token = hashlib.blake2b(b"".join(row[2].to_bytes(16, "big") for row in rows), digest_size=16).hexdigest()
         try:
-            if rows:
-                await self._inserts.insert(table, rows, token)
+            await self._inserts.insert(table, rows, token)
         except EventStoreRefused as error:
             if len(rows) > 1:
                 half = len(rows) // 2
-                await self._insert(table, rows[:half], token + "a", found)
-                await self._insert(table, rows[half:], token + "b", found)
+                await self._insert(table, rows[:half], found)
+                await self._insert(table, rows[half:], found)
                 return
             app, received_at, named = rows[0][:3]
             outcome = "recorded" if table == "events" else "rejected"
             found.traffic[app, received_at // 60_000 * 60, outcome] -= 1
             found.failed[named] = str(error)
+            found.watched.pop(named, None)
 
     def _clean_up(self, state: State) -> None:
         """Remove segments that are digested and that nobody writes any more."""
         positions = state.positions()
         gone = positions.keys() - {path.name for path, _ in segment_sizes(self._folder)}
         for path, _ in segment_sizes(self._folder):
-            with contextlib.suppress(DamagedSegment):  # met and set aside by the next batch
-                if remove_if_done(path, positions.get(path.name, 0)):
-                    gone.add(path.name)
+            if remove_if_done(path, positions.get(path.name, 0)):
+                gone.add(path.name)
         state.forget(gone)
 
     async def _purge(self) -> None:
@@ -523,10 +542,23 @@ def _try_lock(fd: int) -> bool:
     return True
 
 
-def measure_backlog(folder: Path, backlog: Backlog) -> tuple[int, int, float, int]:
-    """(hits not digested, journal bytes, age of the oldest in s, hits set aside) of this machine's journal."""
+@dataclass(frozen=True)
+class JournalState:
+    """How this machine's journal stands. `seconds`: age of the oldest hit that is not digested."""
+
+    hits: int
+    bytes: int
+    seconds: float
+    set_aside: int
+    damaged: int
+
+
+def measure_journal(folder: Path, backlog: Backlog) -> JournalState:
+    """Look at the journal; `backlog` remembers what was counted before."""
     state = State(folder)
     try:
-        return *backlog.measure(state.positions()), len(state.set_aside())
+        hits, size, seconds = backlog.measure(state.positions())
+        aside = len(state.set_aside())
     finally:
         state.close()
+    return JournalState(hits, size, seconds, aside, sum(1 for _ in folder.glob("*.damaged")))

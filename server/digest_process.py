@@ -55,11 +55,10 @@ class Inserted(msgspec.Struct, tag=True):
 
 
 class AskStored(msgspec.Struct, tag=True):
-    """Child: which rows of this table, received from `first` to `last` ms, are stored?"""
+    """Child: which of these rows (app id, ms, id; ids of 16 bytes) of this table are stored?"""
 
     table: str
-    first: int
-    last: int
+    rows: list[tuple[bytes, int, bytes]]
 
 
 class Stored(msgspec.Struct, tag=True):
@@ -141,26 +140,33 @@ class DigestProcess:
 
     async def run(self) -> None:
         """Keep a child running until `stop`."""
-        total = DigestFigures()
         while not self._stopping:
-            # -P: a folder called `server` where onepx was started must not be taken for ours.
-            self._child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                __name__,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-            )
-            await self._listen(self._child, total)
-            status = await self._child.wait()
-            self.figures.active = False
+            before = self.figures
+            try:
+                reason = await self._run_child(before)
+            except Exception as error:  # whatever it is, digestion must go on
+                log.exception("digest process cannot be kept")
+                reason = type(error).__name__
+            self.figures = msgspec.structs.replace(self.figures, active=False)
             if self._stopping:
                 return
-            self.figures.trouble = f"the digest's process ended with status {status}"
-            log.error("digest process died and is started again", status=status)
-            total = self.figures
+            self.figures.trouble = f"the digest's process ended ({reason}) and is started again"
+            log.error("digest process ended and is started again", reason=reason)
             await asyncio.sleep(_RESTART_SECONDS)
+
+    async def _run_child(self, before: DigestFigures) -> str:
+        """Run a child to its end; returns how it ended."""
+        # -P: a folder called `server` where onepx was started must not be taken for ours.
+        child = self._child = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", __name__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            await self._listen(child, before)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()  # it ended its output, or we cannot go on with it
+            status = await child.wait()
+        return f"status {status}"
 
     async def _listen(self, child: asyncio.subprocess.Process, before: DigestFigures) -> None:
         assert child.stdout is not None
@@ -189,7 +195,8 @@ class DigestProcess:
 
     async def _stored(self, question: AskStored) -> Stored:
         try:
-            ids = await self._store.stored(question.table, question.first, question.last)
+            rows = [(int.from_bytes(app, "big"), at, int.from_bytes(named, "big")) for app, at, named in question.rows]
+            ids = await self._store.stored(question.table, rows)
         except EventStoreUnavailable as error:
             return Stored(unavailable=str(error))
         return Stored([number.to_bytes(16, "big") for number in ids])
@@ -239,9 +246,10 @@ class _Parent:
         if isinstance(done, Inserted) and done.refused is not None:
             raise EventStoreRefused(done.refused)
 
-    async def stored(self, table: str, first: int, last: int) -> set[int]:
+    async def stored(self, table: str, rows: Sequence[tuple[int, int, int]]) -> set[int]:
         """See digest.Inserts."""
-        told = await self._ask(AskStored(table, first, last))
+        asked = [(app.to_bytes(16, "big"), at, named.to_bytes(16, "big")) for app, at, named in rows]
+        told = await self._ask(AskStored(table, asked))
         return {int.from_bytes(number, "big") for number in told.ids} if isinstance(told, Stored) else set()
 
     async def _ask(self, question: Insert | AskStored) -> Inserted | Stored:
@@ -281,7 +289,9 @@ async def _digest(settings: Settings) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
     tmp_dir = settings.data_dir / "tmp"
     _remove_leftovers(tmp_dir)
-    parent = _Parent(sys.stdout.fileno(), tmp_dir)
+    # The messages get a descriptor of their own: whatever prints to standard output must not get between them.
+    parent = _Parent(os.dup(sys.stdout.fileno()), tmp_dir)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     inserts: Inserts = parent if settings.embedded_events else EventStore(settings.events_url, tmp_dir)
     database = Database(settings.database_url)
     await database.start()
@@ -311,6 +321,7 @@ def main() -> None:
     # The parent decides when it ends: a signal to the whole group (Ctrl-C, systemd) must not cut off a batch.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.umask(0o077)
     settings = Settings.from_environment()
     logs.set_up(settings.log_level, settings.log_format)
     try:

@@ -13,12 +13,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+from uuid import UUID
 
 import clickhouse_connect
 import structlog
 from clickhouse_connect.datatypes.registry import get_from_name
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, OperationalError
 from clickhouse_connect.driver.insert import InsertContext
 from clickhouse_connect.driver.transform import NativeTransform
 
@@ -110,12 +111,12 @@ class EventStore:
                 self._clients.append(client)
             return work(client)
         except DataError as error:
-            raise EventStoreRefused(_first_line(error)) from error
+            raise EventStoreRefused(_reason(error)) from error
         except (ClickHouseError, OSError) as error:
             if getattr(error, "code", None) in _DATA_CODES:
-                raise EventStoreRefused(_first_line(error)) from error
+                raise EventStoreRefused(_reason(error)) from error
             self.errors += 1
-            raise EventStoreUnavailable(_first_line(error)) from error
+            raise EventStoreUnavailable(_reason(error)) from error
 
     async def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Rows of a query with `{name:Type}` parameters. Raises EventStoreUnavailable or EventStoreRefused."""
@@ -160,14 +161,21 @@ class EventStore:
 
         await asyncio.get_running_loop().run_in_executor(self._writer, send_and_remove)
 
-    async def stored(self, table: str, first: int, last: int) -> set[int]:
-        """Ids of the rows received from `first` to `last`, in ms. Raises EventStoreUnavailable."""
-        rows = await self.query(
-            f"SELECT id FROM {table} WHERE received_at BETWEEN fromUnixTimestamp64Milli({{first:Int64}}) "
-            "AND fromUnixTimestamp64Milli({last:Int64})",
-            {"first": first, "last": last},
+    async def stored(self, table: str, rows: Sequence[tuple[int, int, int]]) -> set[int]:
+        """Which of these rows (app id, received at in ms, id) are stored, by id. Raises EventStoreUnavailable.
+
+        Apps and times are what the table is sorted by: the ids alone would have it read whole.
+        """
+        found = await self.query(
+            f"SELECT id FROM {table} WHERE app_id IN {{apps:Array(UUID)}} AND received_at IN "
+            "(SELECT fromUnixTimestamp64Milli(arrayJoin({times:Array(Int64)}), 'UTC')) AND id IN {ids:Array(UUID)}",
+            {
+                "apps": sorted({str(UUID(int=app)) for app, _, _ in rows}),
+                "times": sorted({at for _, at, _ in rows}),
+                "ids": [str(UUID(int=named)) for _, _, named in rows],
+            },
         )
-        return {row["id"].int for row in rows}
+        return {row["id"].int for row in found}
 
     def migrate(self) -> list[str]:
         """Apply what migrations/events holds and the store has not had yet; returns the names applied."""
@@ -209,19 +217,23 @@ def write_native(table: str, rows: Sequence[Sequence[Any]], folder: Path) -> Pat
         column_oriented=True,
     )
     statement = True
+    path: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".native", delete=False) as file:
+            path = Path(file.name)
             for chunk in NativeTransform.build_insert(context):
                 # The first begins with the INSERT statement, on a line of its own.
                 file.write(chunk.partition(b"\n")[2] if statement else chunk)
                 statement = False
     except OSError as error:
+        if path is not None:
+            path.unlink()  # what was written of it takes the room that is missing
         raise EventStoreUnavailable(f"{folder}: {error.strerror}") from error
     if context.insert_exception is not None:
-        Path(file.name).unlink()
+        path.unlink()
         error = context.insert_exception
-        raise EventStoreRefused(f"{type(error).__name__}: {_first_line(error)}") from error
-    return Path(file.name)
+        raise EventStoreRefused(_reason(error)) from error
+    return path
 
 
 def _migrations() -> list[tuple[str, str]]:
@@ -271,7 +283,12 @@ def _migrate(client: Client) -> list[str]:
     return done
 
 
-def _first_line(error: Exception) -> str:
-    """The message without stack traces and without data rows, which may hold anything a visitor sent."""
-    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return redact(line)[:300]
+def _reason(error: Exception) -> str:
+    """What went wrong, without the message of an engine or encoder, which may repeat what a visitor sent."""
+    code = getattr(error, "code", None)
+    if code is not None:
+        return f"ClickHouse error {code} {getattr(error, 'name', None) or ''}".strip()
+    if isinstance(error, OSError | OperationalError):
+        # Of the connection: it names the address, which the operator needs.
+        return redact(str(error).strip().partition("\n")[0])[:300] or type(error).__name__
+    return type(error).__name__

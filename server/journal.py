@@ -24,9 +24,10 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -38,6 +39,8 @@ MAGIC = b"1px\x01"
 # A segment is removed whole, so its size is what stays on disk after all is digested. A hit's id has 26 bits for where
 # its frame begins: segments must not begin a frame beyond 64 MiB.
 SEGMENT_BYTES = 64 * 1024**2
+# What hits leave of a disk (or a fiftieth of a small one): the digest needs some to make more.
+RESERVE_BYTES = 256 * 1024**2
 # A hit's id has 14 bits for its place in the frame.
 FRAME_HITS = 16_000
 # How a hit's place makes up the 74 free bits of its id: segment, offset of the frame, index in it.
@@ -132,6 +135,8 @@ class Segment:
             os.fdatasync(self._fd)
         except OSError:
             self.usable = False
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self.size)
             raise
         self.size += len(frame)
 
@@ -171,7 +176,12 @@ class Journal:
         self._writing = False
         self._work: queue.SimpleQueue[tuple[_Group | None, dict[tuple[bytes, int], int]] | None] = queue.SimpleQueue()
         self._segment: Segment | None = None
-        self._others = (0.0, 0)
+        # Small against the limit, so that what is digested makes room.
+        self._segment_bytes = min(SEGMENT_BYTES, max_bytes // 8)
+        # As last looked up, at `_looked_at`: bytes of segments that are not ours, of the disk, of it what stays free.
+        self._looked_at = 0.0
+        self._others = self._free = self._reserve = 0
+        _remove_drafts(folder)
         self._thread = threading.Thread(target=self._write_frames, name="journal", daemon=True)
         self._thread.start()
 
@@ -195,23 +205,29 @@ class Journal:
         self._limited[key] = self._limited.get(key, 0) + 1
 
     def flush_limited(self) -> None:
-        """Have the counted limited hits written even if no hit comes along. Call it about once a second."""
-        if self._limited:
+        """Have the counted limited hits written even if no hit comes along. Call it about once a second.
+
+        While there is trouble it writes a frame in any case: nobody else may find out that the trouble is over, since a
+        machine that reports it is sent no hits.
+        """
+        if self._limited or self.trouble is not None:
             self._start_frame()
 
     def _start_frame(self) -> None:
-        if self._writing or not (self._groups or self._limited):
+        if self._writing or not (self._groups or self._limited or self.trouble is not None):
             return
         self._writing = True
         limited, self._limited = self._limited, {}
         self._work.put((self._groups.popleft() if self._groups else None, limited))
 
-    def _frame_done(self, group: _Group | None, limited: dict[tuple[bytes, int], int], error: OSError | None) -> None:
+    def _frame_done(self, group: _Group | None, limited: dict[tuple[bytes, int], int], error: Exception | None) -> None:
         self._writing = False
         if error is not None:
             for key, count in limited.items():
                 self._limited[key] = self._limited.get(key, 0) + count
-        trouble = str(error.strerror or error) if error else None
+        trouble = None
+        if error is not None:
+            trouble = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         if trouble != self.trouble:
             if trouble:
                 log.error("journal cannot keep hits; pixels answer 503 until it can", reason=trouble)
@@ -220,7 +236,8 @@ class Journal:
             self.trouble = trouble
         if group is not None:
             self._count(group, kept=error is None)
-            group.durable.set_result(error is None)
+            if not group.durable.done():  # one cancelled waiter cancels what all of the group wait for
+                group.durable.set_result(error is None)
         if self._groups:
             self._start_frame()
 
@@ -240,10 +257,10 @@ class Journal:
         while (work := self._work.get()) is not None:
             group, limited = work
             counts = [(app_id, minute, count) for (app_id, minute), count in limited.items()]
-            error: OSError | None = None
+            error: Exception | None = None
             try:
                 self._write(encode_frame(group.hits if group else [], counts))
-            except OSError as failure:
+            except Exception as failure:  # a thread that ended would have every hit wait for ever
                 error = failure
             self._loop.call_soon_threadsafe(self._frame_done, group, limited, error)
         if self._segment is not None:
@@ -251,23 +268,35 @@ class Journal:
 
     def _write(self, frame: bytes) -> None:
         segment = self._segment
-        if segment is None or not segment.usable or segment.size >= SEGMENT_BYTES:
-            if segment is not None:
-                segment.close()
-            self._segment = None
+        if segment is not None and (not segment.usable or segment.size >= self._segment_bytes):
+            self._let_go(segment)
+            segment = None
+        self._make_sure_of_room(len(frame))
+        if segment is None:
             self._segment = segment = Segment(self._folder)
-        if self._bytes_on_disk() + len(frame) > self._max_bytes:
-            raise OSError(errno.EDQUOT, "the journal has reached ONEPX_JOURNAL_MAX_BYTES")
         segment.append(frame)
 
-    def _bytes_on_disk(self) -> int:
-        """Bytes of all segments of the machine; those of other processes and old ones looked up four times a second."""
+    def _let_go(self, segment: Segment) -> None:
+        """Close the segment: once digested it can be removed."""
+        segment.close()
+        self._segment = None
+        self._looked_at = 0.0
+
+    def _make_sure_of_room(self, more: int) -> None:
+        """Raises OSError when the journal, or the disk, has none for `more` bytes. Looks four times a second."""
         own = self._segment
-        when, others = self._others
-        if time.monotonic() - when > 0.25:
-            others = sum(size for path, size in segment_sizes(self._folder) if not own or path != own.path)
-            self._others = (time.monotonic(), others)
-        return others + (own.size if own else 0)
+        if time.monotonic() - self._looked_at > 0.25:
+            self._others = sum(size for path, size in segment_sizes(self._folder) if not own or path != own.path)
+            disk = os.statvfs(self._folder)
+            self._free = disk.f_bavail * disk.f_frsize
+            self._reserve = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 50)
+            self._looked_at = time.monotonic()
+        if self._others + (own.size if own else 0) + more > self._max_bytes:
+            if own is not None and own.size:
+                self._let_go(own)
+            raise OSError(errno.EDQUOT, "the journal has reached ONEPX_JOURNAL_MAX_BYTES")
+        if self._free < self._reserve:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def close(self) -> None:
         """Write what waits, then end. Nothing may be appended any more."""
@@ -276,6 +305,14 @@ class Journal:
             await asyncio.sleep(0.002)
         self._work.put(None)
         await asyncio.to_thread(self._thread.join)
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Remove segments that killed processes never came to name. By age: another process may be making one."""
+    for draft in folder.glob("*.new"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > 600:
+                draft.unlink()
 
 
 def segment_sizes(folder: Path) -> list[tuple[Path, int]]:
@@ -315,52 +352,91 @@ def hit_id(base: int, index: int, received_at: int) -> int:
     return (received_at << 80) | 7 << 76 | (place >> 62) << 64 | 0b10 << 62 | (place & 0x3FFF_FFFF_FFFF_FFFF)
 
 
-class DamagedSegment(Exception):
-    """Bytes that are no frame stand where a frame was acknowledged: the disk lost or changed them."""
+@dataclass(frozen=True)
+class Damage:
+    """Bytes that are no frame, where frames follow: the disk lost or changed what was acknowledged."""
+
+    segment: str
+    start: int
+    end: int
 
 
-def read_frames(path: Path, start: int, end: int | None = None, most_bytes: int = 8 * 1024**2) -> Iterator[Frame]:
-    """The whole frames from offset `start` on, up to `end` or about `most_bytes`.
+def read_frames(
+    path: Path, start: int, end: int | None = None, most_bytes: int = 8 * 1024**2
+) -> Iterator[Frame | Damage]:
+    """The frames from offset `start` on, up to `end` or about `most_bytes`; and the damage between them.
 
-    Stops before a frame that is not whole yet. Raises DamagedSegment at bytes that can never become one.
+    Stops before what is no whole frame when no frame follows it: that is being written, or was never acknowledged.
     """
     with path.open("rb") as segment:
         size = os.fstat(segment.fileno()).st_size if end is None else end
-        segment.seek(start)
         offset = start
-        while offset + HEADER.size <= size and offset - start < most_bytes:
-            header = segment.read(HEADER.size)
-            magic, length, crc, _hits, _first = HEADER.unpack(header)
-            if magic != MAGIC:
-                # A power cut can leave a file longer than what was written to it: zeros to its end.
-                if not any(header) and not any(segment.read()):
-                    return
-                raise DamagedSegment(f"{path.name} at {offset}: no frame begins there")
-            frame_end = offset + HEADER.size + length
-            if frame_end > size:
+        while offset < size and offset - start < most_bytes:
+            frame = _frame_at(segment, path.name, offset, size)
+            if frame is not None:
+                yield frame
+                offset = frame.end
+                continue
+            following = _next_frame(segment, path.name, offset + 1, size)
+            if following is None:
                 return
-            body = segment.read(length)
-            if zlib.crc32(body) != crc:
-                if frame_end == size:
-                    return  # the last frame, cut off before it was synced
-                raise DamagedSegment(f"{path.name} at {offset}: checksum differs")
-            yield Frame(path.name, offset, frame_end, body)
-            offset = frame_end
+            yield Damage(path.name, offset, following)
+            offset = following
+
+
+def _frame_at(segment: BinaryIO, name: str, offset: int, size: int) -> Frame | None:
+    segment.seek(offset)
+    header = segment.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    magic, length, crc, _hits, _first = HEADER.unpack(header)
+    end = offset + HEADER.size + length
+    if magic != MAGIC or end > size:
+        return None
+    body = segment.read(length)
+    return Frame(name, offset, end, body) if zlib.crc32(body) == crc else None
+
+
+def _next_frame(segment: BinaryIO, name: str, offset: int, size: int) -> int | None:
+    """Where the first whole frame from `offset` on begins."""
+    segment.seek(offset)
+    rest = segment.read(size - offset)
+    found = rest.find(MAGIC)
+    while found >= 0:
+        if _frame_at(segment, name, offset + found, size) is not None:
+            return offset + found
+        found = rest.find(MAGIC, found + 1)
+    return None
+
+
+def keep_damage(folder: Path, damage: Damage) -> None:
+    """Copy the damaged bytes to a file of their own, for a person to look at; done again it changes nothing."""
+    with (folder / damage.segment).open("rb") as segment:
+        segment.seek(damage.start)
+        copy = folder / f"{damage.segment.removesuffix('.journal')}-{damage.start}.damaged"
+        copy.write_bytes(segment.read(damage.end - damage.start))
+    log.error("journal segment is damaged; the rest of it goes on", segment=damage.segment, kept=copy.name)
 
 
 def remove_if_done(path: Path, position: int) -> bool:
-    """Remove the segment if its writer is gone and all whole frames in it, up to `position`, are digested."""
+    """Remove the segment if its writer is gone and all frames in it, up to `position`, are digested."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # With the lock held nobody appends: what follows the last whole frame was never acknowledged.
-        if any(True for _ in read_frames(path, position)):
+        # With the lock held nobody appends: what follows the last whole frame was most likely never acknowledged.
+        if next(read_frames(path, position), None) is not None:
             return False
-        if torn := os.fstat(fd).st_size - position:
-            log.info("journal segment ended in a frame never acknowledged", segment=path.name, bytes=torn)
+        size = os.fstat(fd).st_size
+        if _is_torn(os.pread(fd, HEADER.size, position), size - position):
+            if size > position:
+                log.info(
+                    "journal segment ended in a frame never acknowledged", segment=path.name, bytes=size - position
+                )
+        else:
+            keep_damage(path.parent, Damage(path.name, position, size))
         path.unlink()
     except BlockingIOError:
         return False
@@ -369,43 +445,61 @@ def remove_if_done(path: Path, position: int) -> bool:
     return True
 
 
-def set_damaged_aside(path: Path) -> None:
-    """Keep a damaged segment under another name, out of the digest's way, for a person to look at."""
-    path.rename(path.with_suffix(".damaged"))
+def _is_torn(header: bytes, left: int) -> bool:
+    """Whether the `left` bytes that begin so are a frame cut off in writing, or the zeros a power cut leaves."""
+    if len(header) < HEADER.size or not any(header):
+        return True
+    magic, length, *_ = HEADER.unpack(header)
+    return magic == MAGIC and HEADER.size + length > left
 
 
 @dataclass
 class Backlog:
-    """Counts hits not yet digested, remembering how far it counted in each segment."""
+    """Counts hits not yet digested, remembering how far it counted in each segment: (from, to, hits between)."""
 
     folder: Path
-    _counted: dict[str, tuple[int, list[tuple[int, int, int]]]] = field(
-        default_factory=dict[str, tuple[int, list[tuple[int, int, int]]]]
-    )
+    _counted: dict[str, tuple[int, int, int]] = field(default_factory=dict[str, tuple[int, int, int]])
 
-    def measure(self, positions: dict[str, int]) -> tuple[int, int, float]:
+    def measure(self, positions: Mapping[str, int]) -> tuple[int, int, float]:
         """(hits, bytes on disk, age of the oldest hit in s) with `positions` digested in each segment."""
         hits = size_on_disk = 0
         oldest: int | None = None
-        seen: dict[str, tuple[int, list[tuple[int, int, int]]]] = {}
+        counted: dict[str, tuple[int, int, int]] = {}
         for path, size in segment_sizes(self.folder):
             size_on_disk += size
-            offset, frames = self._counted.get(path.name, (0, []))
             digested = positions.get(path.name, 0)
-            offset = max(offset, digested)
+            low, high, between = self._counted.get(path.name, (digested, digested, 0))
             with contextlib.suppress(FileNotFoundError), path.open("rb") as segment:
-                while offset + HEADER.size <= size:
-                    segment.seek(offset)
-                    magic, length, _crc, count, first = HEADER.unpack(segment.read(HEADER.size))
-                    if magic != MAGIC or offset + HEADER.size + length > size:
-                        break
-                    frames.append((offset, count, first))
-                    offset += HEADER.size + length
-            frames = [frame for frame in frames if frame[0] >= digested]
-            seen[path.name] = (offset, frames)
-            hits += sum(count for _, count, _ in frames)
-            for _, count, first in frames:
-                if count and (oldest is None or first < oldest):
-                    oldest = first
-        self._counted = seen
+                if digested >= high:
+                    low = high = digested
+                    between = 0
+                else:
+                    between -= _count_hits(segment, low, digested)[1]
+                    low = digested
+                high, more = _count_hits(segment, high, size)
+                between += more
+                if between and (first := _first_received(segment, low)) is not None:
+                    oldest = first if oldest is None else min(oldest, first)
+            counted[path.name] = (low, high, between)
+            hits += between
+        self._counted = counted
         return hits, size_on_disk, max(0.0, time.time() - oldest / 1000) if oldest is not None else 0.0
+
+
+def _count_hits(segment: BinaryIO, start: int, stop: int) -> tuple[int, int]:
+    """(where the last whole frame before `stop` ends, hits in the frames from `start` to there)."""
+    hits = 0
+    while start + HEADER.size <= stop:
+        segment.seek(start)
+        magic, length, _crc, count, _first = HEADER.unpack(segment.read(HEADER.size))
+        if magic != MAGIC or start + HEADER.size + length > stop:
+            break
+        hits += count
+        start += HEADER.size + length
+    return start, hits
+
+
+def _first_received(segment: BinaryIO, start: int) -> int | None:
+    segment.seek(start)
+    header = segment.read(HEADER.size)
+    return HEADER.unpack(header)[4] if len(header) == HEADER.size else None

@@ -21,8 +21,8 @@ _WORDS = _CELL.size // 8
 _ROW = _CELL.size * PROCESSES
 # Where the locks lie: bytes far beyond any row.
 _LOCKS = 1 << 60
-# The file is sparse: it takes disk only for tenants that were hit.
-_GROW_ROWS = 1024
+# The file is sparse: it takes disk only around tenants that were hit, 64 kB at a time.
+_GROW_ROWS = 128
 # A bucket not used for so long is forgotten; its view in the file remains.
 _IDLE_SECONDS = 60.0
 
@@ -46,6 +46,7 @@ class Limiter:
         self._buckets: dict[int, _Bucket] = {}
         # Highest cell in use, plus one; looked up again in `sync`. Alone, the others' counters stand still.
         self._active = self._count_processes()
+        self._reserved: set[int] = set()
         self._map: mmap.mmap | None = None
         self._words = memoryview(b"").cast("Q")
         self._doubles = memoryview(b"").cast("d")
@@ -74,16 +75,15 @@ class Limiter:
         return highest + 1
 
     def _reserve(self, tenant_id: int) -> None:
-        rows = (tenant_id // _GROW_ROWS + 1) * _GROW_ROWS
+        """Have the row on disk and mapped. Raises OSError on a full disk, where writing to a hole would kill."""
+        block = tenant_id // _GROW_ROWS
+        if block in self._reserved:
+            return
+        rows = (block + 1) * _GROW_ROWS
+        os.posix_fallocate(self._fd, block * _GROW_ROWS * _ROW, _GROW_ROWS * _ROW)
+        self._reserved.add(block)
         if len(self._words) * 8 >= rows * _ROW:
             return
-        # Locked, so that a process that wants fewer rows never cuts off what another just mapped.
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, _LOCKS + PROCESSES)
-        try:
-            if os.fstat(self._fd).st_size < rows * _ROW:
-                os.ftruncate(self._fd, rows * _ROW)
-        finally:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _LOCKS + PROCESSES)
         self._unmap()
         self._map = mmap.mmap(self._fd, rows * _ROW)
         self._words = memoryview(self._map).cast("Q")

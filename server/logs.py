@@ -55,4 +55,6 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # The message unformatted: its arguments are what may hold something sent.
-        structlog.get_logger().log(record.levelno, str(record.msg), logger=record.name, exc_info=record.exc_info)
+        structlog.get_logger().log(
+            record.levelno, str(record.msg).partition("\n")[0], logger=record.name, exc_info=record.exc_info
+        )

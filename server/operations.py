@@ -14,12 +14,14 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from server.database import Database, DatabaseUnavailable
-from server.digest import measure_backlog
+from server.digest import JournalState, measure_journal
 from server.digest_process import DigestProcess
 from server.event_store import EventStore, EventStoreUnavailable
 from server.journal import LATENCY_BOUNDS, Backlog, Journal
 from server.pixel import Pixel, Receive, Scope, Send
 from server.settings import Settings
+
+OPERATIONS = ("/healthz", "/healthz/live", "/metrics")
 
 # A check that hangs is a failed check; whoever asks gives up soon after.
 _CHECK_SECONDS = 4.0
@@ -41,11 +43,11 @@ class Operations:
     _backlog: Backlog | None = None
     _measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def backlog(self) -> tuple[int, int, float, int]:
-        """(hits, bytes, age of the oldest in s, hits set aside) of the machine's journal."""
+    async def journal_state(self) -> JournalState:
+        """How the machine's journal stands."""
         async with self._measuring:
             self._backlog = self._backlog or Backlog(self.settings.journal_dir)
-            return await asyncio.to_thread(measure_backlog, self.settings.journal_dir, self._backlog)
+            return await asyncio.to_thread(measure_journal, self.settings.journal_dir, self._backlog)
 
     async def health(self) -> tuple[int, dict[str, Any]]:
         """(HTTP status, what is well and what is not).
@@ -58,13 +60,14 @@ class Operations:
         checks["control_database"] = await _check(self.database.ping)
         if self.store is not None:
             checks["event_store"] = await _check(self._ask_store)
-        hits, size, age, aside = await self.backlog()
+        state = await self.journal_state()
         checks["backlog"] = {
-            "ok": age < _LATE_SECONDS and not aside,
-            "hits": hits,
-            "bytes": size,
-            "seconds": round(age, 3),
-            "set_aside": aside,
+            "ok": state.seconds < _LATE_SECONDS and not state.set_aside and not state.damaged,
+            "hits": state.hits,
+            "bytes": state.bytes,
+            "seconds": round(state.seconds, 3),
+            "set_aside": state.set_aside,
+            "damaged": state.damaged,
         }
         ready = checks["journal"]["ok"]
         well = all(check["ok"] for check in checks.values())
@@ -81,7 +84,7 @@ class Operations:
         """Everything measured, in Prometheus' text format."""
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(_Figures(self, await self.backlog()))
+        registry.register(_Figures(self, await self.journal_state()))
         return generate_latest(registry)
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
@@ -127,9 +130,9 @@ async def _respond(send: Send, status: int, kind: bytes, body: bytes) -> None:
 class _Figures(Collector):
     """The process's own counters, in Prometheus' words. The hot path counts in plain integers; they are read here."""
 
-    def __init__(self, parts: Operations, backlog: tuple[int, int, float, int]) -> None:
+    def __init__(self, parts: Operations, state: JournalState) -> None:
         self._parts = parts
-        self._backlog = backlog
+        self._state = state
 
     def collect(self) -> Iterator[Metric]:
         parts = self._parts
@@ -149,11 +152,15 @@ class _Figures(Collector):
         latency.add_metric([], buckets, journal.latency_seconds)
         yield latency
         yield CounterMetricFamily("onepx_journal_commits", "Group commits.", journal.frames)
-        hits, size, age, aside = self._backlog
-        yield GaugeMetricFamily("onepx_journal_hits", "Hits in the journal that are not digested.", hits)
-        yield GaugeMetricFamily("onepx_journal_bytes", "Bytes the journal takes on disk.", size)
-        yield GaugeMetricFamily("onepx_digest_lag_seconds", "Age of the oldest hit that is not digested.", age)
-        yield GaugeMetricFamily("onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", aside)
+        state = self._state
+        yield GaugeMetricFamily("onepx_journal_hits", "Hits in the journal that are not digested.", state.hits)
+        yield GaugeMetricFamily("onepx_journal_bytes", "Bytes the journal takes on disk.", state.bytes)
+        yield GaugeMetricFamily(
+            "onepx_digest_lag_seconds", "Age of the oldest hit that is not digested.", state.seconds
+        )
+        yield GaugeMetricFamily(
+            "onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", state.set_aside
+        )
         if parts.digest is not None:
             digest = parts.digest.figures
             outcomes = CounterMetricFamily("onepx_hits", "Digested hits by outcome.", labels=["outcome"])

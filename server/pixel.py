@@ -164,7 +164,13 @@ class Pixel:
         if method == "HEAD":
             await self._gif(send, method, 200, extra)
             return
-        if not self._limiter.take(route.tenant_id, route.rate, route.burst):
+        try:
+            within = self._limiter.take(route.tenant_id, route.rate, route.burst)
+        except OSError:  # the disk is full, and the tenant's bucket was not on it yet
+            self.figures.refused += 1
+            await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
+            return
+        if not within:
             self.figures.limited += 1
             self._journal.count_limited(route.app_id.bytes, int(now) // 60 * 60)
             await self._gif(send, method, 429, [(b"retry-after", _RETRY_LIMITED)])

@@ -18,6 +18,8 @@ log = structlog.get_logger()
 # Half the time the protocol allows for a change to count everywhere, less a slow query's.
 _REFRESH_SECONDS = 0.5
 _MISS_SECONDS = 0.1
+# How long a hit with a token we do not know waits to be told so.
+_WAIT_SECONDS = 2.0
 # A database that hangs is a database that is away: whoever waits for the answer is told so.
 _QUERY_SECONDS = 5.0
 _UNKNOWN_SECONDS = 1.0
@@ -33,6 +35,8 @@ class Routes:
         self.by_app: dict[bytes, Route] = {}
         # When the last update that worked began, by time.monotonic; 0 before the first.
         self.fresh_at = 0.0
+        # App of every token, ended ones too: the row of a deleted app no longer says which it was.
+        self._app_of: dict[str, bytes] = {}
         self._revision = 0
         self._unknown: dict[str, float] = {}
         self._next: asyncio.Task[None] | None = None
@@ -42,44 +46,53 @@ class Routes:
         self._failing = False
 
     async def find(self, token: str) -> Route | None:
-        """The route of a token that is not in memory, or None. Raises whatever the control database raises."""
-        now = time.monotonic()
-        if self._unknown.get(token, 0.0) > now:
+        """The route of a token that is not in memory, or None.
+
+        Raises TimeoutError, or whatever the control database raises, when that does not answer in time.
+        """
+        if self._unknown.get(token, 0.0) > time.monotonic():
             return None
         if self._next is None:
             self._next = asyncio.create_task(self._refresh_soon())
-        await asyncio.shield(self._next)
+            # Looked at here too, in case all who wait give up before it fails.
+            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())
+        async with asyncio.timeout(_WAIT_SECONDS):
+            await asyncio.shield(self._next)
         route = self.by_token.get(token)
         if route is None:
             if len(self._unknown) >= _UNKNOWN_MOST:
                 self._unknown.clear()
-            self._unknown[token] = now + _UNKNOWN_SECONDS
+            self._unknown[token] = time.monotonic() + _UNKNOWN_SECONDS
         return route
 
     async def _refresh_soon(self) -> None:
         await asyncio.sleep(self._missed_at + _MISS_SECONDS - time.monotonic())
-        self._missed_at = time.monotonic()
-        self._next = None  # whoever comes from here on needs a later update
-        await self.refresh()
+        async with self._one:
+            self._missed_at = time.monotonic()
+            self._next = None  # whoever comes from here on needs a later update
+            await self._update()
 
     async def refresh(self) -> None:
         """Bring the tokens up to date."""
         async with self._one:
-            began = time.monotonic()
-            async with asyncio.timeout(_QUERY_SECONDS):
-                changed = await unscoped_routes(self._revision)
-            for route in changed:
-                self._revision = max(self._revision, route.revision)
-                known = self.by_token.pop(route.token, None)
-                if not route.app_id.int:  # the app was deleted: hits of it that still wait go nowhere
-                    if known is not None:
-                        self.by_app.pop(known.app_id.bytes, None)
-                    continue
-                self.by_app[route.app_id.bytes] = route
-                if not route.revoked:
-                    self.by_token[route.token] = route
-                self._unknown.pop(route.token, None)
-            self.fresh_at = began
+            await self._update()
+
+    async def _update(self) -> None:
+        began = time.monotonic()
+        async with asyncio.timeout(_QUERY_SECONDS):
+            changed = await unscoped_routes(self._revision)
+        for route in changed:
+            self._revision = max(self._revision, route.revision)
+            self.by_token.pop(route.token, None)
+            if not route.app_id.int:  # the app was deleted: hits of it that still wait go nowhere
+                self.by_app.pop(self._app_of.pop(route.token, b""), None)
+                continue
+            self._app_of[route.token] = route.app_id.bytes
+            self.by_app[route.app_id.bytes] = route
+            if not route.revoked:
+                self.by_token[route.token] = route
+            self._unknown.pop(route.token, None)
+        self.fresh_at = began
 
     async def keep_fresh(self) -> None:
         """Refresh for ever. While the control database is away, what is known goes on being used."""

@@ -5,9 +5,10 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 PREFIX = "ONEPX_"
 
@@ -31,9 +32,10 @@ def _whole_number(text: str, low: int, high: int) -> int:
 
 
 def _host(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.:_-]{1,253}", text):
-        raise ValueError("an address or host name to listen on")
-    return text
+    try:
+        return str(ip_address("127.0.0.1" if text == "localhost" else text.strip("[]")))
+    except ValueError:
+        raise ValueError("an IP address to listen on, such as 0.0.0.0") from None
 
 
 def _folder(text: str) -> Path:
@@ -180,7 +182,7 @@ class Settings:
         data_dir = values["data_dir"]
         host = values["host"] if ":" not in values["host"] else f"[{values['host']}]"
         values["database_url"] = values["database_url"] or f"sqlite:///{data_dir / 'control.sqlite3'}"
-        values["events_url"] = values["events_url"] or f"chdb:///{data_dir / 'events'}"
+        values["events_url"] = values["events_url"] or f"chdb:///{quote(str(data_dir / 'events'))}"
         values["public_url"] = values["public_url"] or f"http://{host}:{values['port']}"
         values["pixel_url"] = values["pixel_url"] or values["public_url"]
         known = {PREFIX + setting.name.upper() for setting in fields(cls) if setting.metadata}
@@ -192,6 +194,11 @@ class Settings:
         try:
             for folder in (self.data_dir, self.journal_dir, self.run_dir, self.data_dir / "tmp"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if (owner := self.data_dir.stat().st_uid) != os.geteuid():
+                # Files that root makes in it, a service running as its owner could not open.
+                raise WrongSetting(
+                    f"{PREFIX}DATA_DIR: {self.data_dir} belongs to user number {owner}; run this as that user."
+                )
             key = self.secret_key or _kept_secret(self.data_dir / "secret.key")
         except OSError as error:
             raise WrongSetting(
@@ -232,4 +239,6 @@ def _kept_secret(path: Path) -> str:
 
 def redact(text: str) -> str:
     """The text with the password cut out of a URL in it. Errs towards cutting too much: passwords hold anything."""
-    return re.sub(r"(://[^/\s:@]*):.*@", r"\1:…@", text, flags=re.DOTALL)
+    text = re.sub(r"(://[^/\s:@]*):.*@", r"\1:…@", text, flags=re.DOTALL)
+    # Parameters may hold one, too.
+    return re.sub(r"(://[^?]*\?).*", r"\1…", text, flags=re.DOTALL)

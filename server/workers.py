@@ -1,6 +1,7 @@
 """Several processes on one port: a parent that starts them, starts again the one that dies, and ends them together."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -11,8 +12,10 @@ import structlog
 
 log = structlog.get_logger()
 
-# A worker that dies sooner than this after its start is not started again at once: something is wrong with all of them.
+# A worker that ran this long can run. One that never did is not started again.
 _SETTLED_SECONDS = 5.0
+# How long a worker that died at once waits: for a database to come back, say.
+_AGAIN_SECONDS = 2.0
 # Workers need up to 5 s to end by themselves.
 _END_SECONDS = 8.0
 
@@ -31,6 +34,7 @@ async def supervise(count: int, arguments: list[str], announcement: Awaitable[No
 
 async def _keep_running(index: int, arguments: list[str], stopping: asyncio.Event) -> int:
     status = 0
+    settled = False
     while not stopping.is_set():
         began = time.monotonic()
         # In a group of its own: Ctrl-C reaches the parent alone, which ends the workers once.
@@ -48,6 +52,7 @@ async def _keep_running(index: int, arguments: list[str], stopping: asyncio.Even
         asked = asyncio.create_task(stopping.wait())
         await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
+        settled = settled or time.monotonic() - began >= _SETTLED_SECONDS
         if not ended.done():
             process.terminate()
             try:
@@ -58,9 +63,14 @@ async def _keep_running(index: int, arguments: list[str], stopping: asyncio.Even
                 status = 1
             return abs(status)
         status = ended.result()
-        if time.monotonic() - began < _SETTLED_SECONDS:
+        lived = time.monotonic() - began
+        if lived < _SETTLED_SECONDS and not settled:
+            # None of them ever ran: it would not run the next time.
             log.error("worker cannot run", worker=index, status=status)
             stopping.set()
             return abs(status) or 1
         log.error("worker died and is started again", worker=index, status=status)
+        if lived < _SETTLED_SECONDS:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _AGAIN_SECONDS)
     return abs(status)

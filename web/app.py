@@ -1,8 +1,10 @@
 """The Litestar application: the JSON API and its documentation. (Pixels never come here: server/pixel.py.)"""
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 import structlog
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from litestar import Litestar, MediaType, Request, Response, get
@@ -57,6 +59,11 @@ def create_app(event_store: Queries, public_url: str, version: str) -> Litestar:
             NotFound: _not_found,
             InvalidValue: _invalid,
             Unavailable: _unavailable,
+            # What the drivers of the control database raise while it is away.
+            sqlite3.Error: _unavailable,
+            asyncpg.PostgresError: _unavailable,
+            asyncpg.InterfaceError: _unavailable,
+            OSError: _unavailable,
             HTTPException: _http_error,
             Exception: _failed,
         },
@@ -100,8 +107,9 @@ def _invalid(_request: Request[Any, Any, Any], error: InvalidValue) -> Response[
     return _problem(400, str(error), field=error.field)
 
 
-def _unavailable(_request: Request[Any, Any, Any], _error: Exception) -> Response[dict[str, Any]]:
-    return _problem(503, "The event store does not answer right now; hits are kept meanwhile.", {"Retry-After": "10"})
+def _unavailable(_request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    log.warning("request cannot be answered now", error=type(error).__name__)
+    return _problem(503, "A database does not answer right now; hits are kept meanwhile.", {"Retry-After": "10"})
 
 
 def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
