@@ -13,13 +13,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from server.database import Database, DatabaseUnavailable
+from server.database import Database
 from server.digest import JournalState, measure_journal
 from server.digest_process import DigestProcess
 from server.event_store import EventStore, EventStoreUnavailable
 from server.journal import LATENCY_BOUNDS, Backlog, Journal
 from server.pixel import Pixel, Receive, Scope, Send
 from server.settings import Settings
+from tenants.errors import Unavailable
 
 OPERATIONS = ("/healthz", "/healthz/live", "/metrics")
 
@@ -60,8 +61,18 @@ class Operations:
         checks["control_database"] = await _check(self.database.ping)
         if self.store is not None:
             checks["event_store"] = await _check(self._ask_store)
-        state = await self.journal_state()
-        checks["backlog"] = {
+        checks["backlog"] = await self._check_backlog()
+        ready = checks["journal"]["ok"]
+        well = all(check["ok"] for check in checks.values())
+        status = "ok" if well else "degraded" if ready else "failing"
+        return (200 if ready else 503), {"status": status, "live": True, "ready": ready, "checks": checks}
+
+    async def _check_backlog(self) -> dict[str, Any]:
+        try:
+            state = await self.journal_state()
+        except Unavailable as error:
+            return {"ok": False, "error": str(error)}
+        return {
             "ok": state.seconds < _LATE_SECONDS and not state.set_aside and not state.damaged,
             "hits": state.hits,
             "bytes": state.bytes,
@@ -69,10 +80,6 @@ class Operations:
             "set_aside": state.set_aside,
             "damaged": state.damaged,
         }
-        ready = checks["journal"]["ok"]
-        well = all(check["ok"] for check in checks.values())
-        status = "ok" if well else "degraded" if ready else "failing"
-        return (200 if ready else 503), {"status": status, "live": True, "ready": ready, "checks": checks}
 
     async def _ask_store(self) -> None:
         assert self.store is not None
@@ -84,7 +91,11 @@ class Operations:
         """Everything measured, in Prometheus' text format."""
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        registry.register(_Figures(self, await self.journal_state()))
+        try:
+            state = await self.journal_state()
+        except Unavailable:
+            state = None  # shown by its absence, and by /healthz
+        registry.register(_Figures(self, state))
         return generate_latest(registry)
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
@@ -112,7 +123,7 @@ async def _check(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:
             await ask()
     except TimeoutError:
         return {"ok": False, "error": f"no answer within {_CHECK_SECONDS:.0f} s"}
-    except (DatabaseUnavailable, EventStoreUnavailable) as error:
+    except Unavailable as error:
         return {"ok": False, "error": str(error)}
     return {"ok": True}
 
@@ -130,7 +141,7 @@ async def _respond(send: Send, status: int, kind: bytes, body: bytes) -> None:
 class _Figures(Collector):
     """The process's own counters, in Prometheus' words. The hot path counts in plain integers; they are read here."""
 
-    def __init__(self, parts: Operations, state: JournalState) -> None:
+    def __init__(self, parts: Operations, state: JournalState | None) -> None:
         self._parts = parts
         self._state = state
 
@@ -153,14 +164,15 @@ class _Figures(Collector):
         yield latency
         yield CounterMetricFamily("onepx_journal_commits", "Group commits.", journal.frames)
         state = self._state
-        yield GaugeMetricFamily("onepx_journal_hits", "Hits in the journal that are not digested.", state.hits)
-        yield GaugeMetricFamily("onepx_journal_bytes", "Bytes the journal takes on disk.", state.bytes)
-        yield GaugeMetricFamily(
-            "onepx_digest_lag_seconds", "Age of the oldest hit that is not digested.", state.seconds
-        )
-        yield GaugeMetricFamily(
-            "onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", state.set_aside
-        )
+        if state is not None:
+            yield GaugeMetricFamily("onepx_journal_hits", "Hits in the journal that are not digested.", state.hits)
+            yield GaugeMetricFamily("onepx_journal_bytes", "Bytes the journal takes on disk.", state.bytes)
+            yield GaugeMetricFamily(
+                "onepx_digest_lag_seconds", "Age of the oldest hit that is not digested.", state.seconds
+            )
+            yield GaugeMetricFamily(
+                "onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", state.set_aside
+            )
         if parts.digest is not None:
             digest = parts.digest.figures
             outcomes = CounterMetricFamily("onepx_hits", "Digested hits by outcome.", labels=["outcome"])

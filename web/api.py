@@ -6,10 +6,10 @@ from uuid import UUID
 import msgspec
 from litestar import Request, Router, get
 from litestar.datastructures import State
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.exceptions import NotAuthorizedException, NotFoundException, ValidationException
 from litestar.openapi.spec import Example
-from litestar.params import Dependency, Parameter
+from litestar.params import Parameter, SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from tenants.apps import app_by_token
@@ -19,9 +19,9 @@ from tenants.tables import App, Tenant
 
 RAISES = [ValidationException, NotAuthorizedException, NotFoundException]
 # Made by this module's own functions: nothing to validate.
-GivenTenant = Annotated[Tenant, Dependency(skip_validation=True)]
-GivenApp = Annotated[App, Dependency(skip_validation=True)]
-GivenStore = Annotated[Queries, Dependency(skip_validation=True)]
+GivenTenant = NamedDependency[SkipValidation[Tenant]]
+GivenApp = NamedDependency[SkipValidation[App]]
+GivenStore = NamedDependency[SkipValidation[Queries]]
 Limit = Annotated[
     int, Parameter(ge=1, le=1000, description="How many to return at most.", examples=[Example(value=100)])
 ]

@@ -266,3 +266,12 @@ def test_headers_become_text_whatever_they_are(header: bytes, text: str) -> None
 )
 def test_times_are_rfc_3339_with_milliseconds(milliseconds: int, text: str) -> None:
     assert timestamp(milliseconds) == text
+
+
+async def test_which_rows_are_stored(event_store: EventStore) -> None:
+    shop, other = app(), app()
+    rows = [row(shop, b"event_token=e", number, NOW + number)[1] for number in range(2_000)]
+    await event_store.insert("events", rows[::2], uuid4().hex)
+    await insert(event_store, row(other, b"event_token=e", 5))
+    asked = [(fields[0], fields[1], fields[2]) for fields in rows]
+    assert await event_store.stored("events", asked) == {fields[2] for fields in rows[::2]}
