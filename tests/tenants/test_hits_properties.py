@@ -236,3 +236,30 @@ def test_no_rejection_shows_an_access_token(
     assert SECRET not in result.detail
     # The check can see what it looks for.
     assert any(SECRET.encode() in reading for reading in readings(query.encode()))
+
+
+@unhurried
+@given(
+    st.dictionaries(NAMES, SCALARS, max_size=3),
+    FORMS,
+    NAMES_OF_PARAMS,
+    st.none() | NAMES_OF_SECRETS,
+    st.sampled_from([0, 9_000]),
+    st.booleans(),
+    st.data(),
+)
+def test_no_rejection_of_a_cut_query_shows_the_beginning_of_an_access_token(
+    fields: dict[str, Any], form: Any, name: str, plain: str | None, long: int, privacy: bool, data: st.DataObject
+) -> None:
+    values = {**fields, "access_token": SECRET, "more": "x"}
+    query = f"cb={'0' * long}"
+    if plain:
+        query += f"&{plain}={SECRET}"
+    query = f"{query}&{name}={form(json.dumps(values, ensure_ascii=False))}".encode()
+    kept = data.draw(st.integers(long, len(query)))
+    result = decode("event", query[:kept], "USD", privacy)
+    assert isinstance(result, Rejection)
+    beginning = SECRET[:6].encode()
+    assert not any(beginning in reading for reading in readings(result.query.encode()))
+    # The check can see what it looks for.
+    assert any(beginning in reading for reading in readings(query))
