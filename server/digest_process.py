@@ -203,7 +203,8 @@ class DigestProcess:
 
     async def _tell(self, child: asyncio.subprocess.Process, message: msgspec.Struct) -> None:
         assert child.stdin is not None
-        with contextlib.suppress(ConnectionError):  # it died: `run` finds out
+        # It died, and `run` finds out. (Of a pipe that is closed already uvloop raises RuntimeError.)
+        with contextlib.suppress(ConnectionError, RuntimeError):
             child.stdin.write(_framed(message))
             await child.stdin.drain()
 
@@ -234,8 +235,11 @@ class _Parent:
 
     def _tell(self, message: msgspec.Struct) -> None:
         data = _framed(message)
-        while data:
-            data = data[os.write(self.output, data) :]
+        try:
+            while data:
+                data = data[os.write(self.output, data) :]
+        except BrokenPipeError:  # the parent was killed
+            os._exit(1)
 
     async def insert(self, table: str, rows: Sequence[Row], token: str) -> None:
         """See digest.Inserts."""

@@ -491,7 +491,10 @@ def _count_hits(segment: BinaryIO, start: int, stop: int) -> tuple[int, int]:
     hits = 0
     while start + HEADER.size <= stop:
         segment.seek(start)
-        magic, length, _crc, count, _first = HEADER.unpack(segment.read(HEADER.size))
+        header = segment.read(HEADER.size)
+        if len(header) < HEADER.size:
+            break  # cut off by its writer meanwhile: the disk was full
+        magic, length, _crc, count, _first = HEADER.unpack(header)
         if magic != MAGIC or start + HEADER.size + length > stop:
             break
         hits += count

@@ -81,13 +81,13 @@ class Limiter:
             return
         rows = (block + 1) * _GROW_ROWS
         os.posix_fallocate(self._fd, block * _GROW_ROWS * _ROW, _GROW_ROWS * _ROW)
+        if len(self._words) * 8 < rows * _ROW:
+            larger = mmap.mmap(self._fd, rows * _ROW)
+            self._unmap()
+            self._map = larger
+            self._words = memoryview(self._map).cast("Q")
+            self._doubles = memoryview(self._map).cast("d")
         self._reserved.add(block)
-        if len(self._words) * 8 >= rows * _ROW:
-            return
-        self._unmap()
-        self._map = mmap.mmap(self._fd, rows * _ROW)
-        self._words = memoryview(self._map).cast("Q")
-        self._doubles = memoryview(self._map).cast("d")
 
     def _unmap(self) -> None:
         self._words.release()
@@ -125,20 +125,24 @@ class Limiter:
     def _meet(self, tenant_id: int, rate: int, burst: int) -> _Bucket:
         """A bucket that goes on from the newest view any process published; full when there is none."""
         self._reserve(tenant_id)
+        words, doubles = self._words, self._doubles
         first = tenant_id * PROCESSES * _WORDS
-        bucket = self._buckets[tenant_id] = _Bucket(first + self._process * _WORDS)
-        now = time.monotonic()
-        bucket.own, bucket.others, bucket.last = self._words[bucket.index], self._others(bucket.index), now
+        bucket = _Bucket(first + self._process * _WORDS)
+        # In this order: counters, views, clock. Who counted a hit published a view before, so its view is seen here;
+        # and no view that is seen is later than the clock, unless it is from before the machine was restarted.
+        bucket.own, bucket.others = words[bucket.index], self._others(bucket.index)
+        cells = range(first, first + PROCESSES * _WORDS, _WORDS)
+        views = [(words[cell + 1], doubles[cell + 2], doubles[cell + 3]) for cell in cells]
+        bucket.last = now = time.monotonic()
         bucket.tokens = float(burst)
         newest = 0.0
-        for cell in range(first, first + PROCESSES * _WORDS, _WORDS):
-            admitted, tokens, when = self._words[cell + 1], self._doubles[cell + 2], self._doubles[cell + 3]
-            # A time to come is from before the machine was restarted.
+        for admitted, tokens, when in views:
             if newest < when <= now:
                 newest = when
                 since = bucket.own + bucket.others - admitted
                 bucket.tokens = min(float(burst), tokens + (now - when) * rate - since)
         self._publish(bucket)
+        self._buckets[tenant_id] = bucket
         return bucket
 
     def _publish(self, bucket: _Bucket) -> None:

@@ -59,13 +59,14 @@ class Reply:
 
 
 class Client:
-    """One keep-alive connection. Raises ConnectionError when the server ends it without a whole reply."""
+    """One keep-alive connection at a time. Raises ConnectionError when the server ends it without a whole reply."""
 
     def __init__(self, port: int, timeout: float = 20.0) -> None:
         self.address = ("127.0.0.1", port)
         self._timeout = timeout
         self._socket: socket.socket | None = None
         self._unread = b""
+        self._used_at = 0.0
 
     def send(self, target: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Reply:
         """One request and its reply."""
@@ -79,6 +80,10 @@ class Client:
 
     def write(self, request: bytes) -> None:
         """Send whatever `request` is."""
+        # Well before the server ends a connection that idles.
+        if time.monotonic() - self._used_at > 5.0:
+            self.close()
+        self._used_at = time.monotonic()
         if self._socket is None:
             self._socket = socket.create_connection(self.address, timeout=self._timeout)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

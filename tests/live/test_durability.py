@@ -85,7 +85,7 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_doubled(machine: M
     for number in range(ROUNDS):
         load = Load(process, mixed_hits(shop, f"r{number}"))
         loads.append(load)
-        time.sleep(moments.uniform(0.05, 0.8))
+        time.sleep(moments.uniform(0.05, 0.5))
         if number % 4 == 3:
             kill_digest(process)
             time.sleep(moments.uniform(0.0, 0.4))

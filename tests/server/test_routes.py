@@ -1,0 +1,212 @@
+"""Tokens in memory: a hit of a known token or of an unknown one never costs a query of its own."""
+# pyright: reportPrivateUsage=false
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from server import routes as module
+from server.database import Database
+from server.routes import Routes
+from tenants import accounts, apps, tokens
+from tenants.tables import Tenant
+from tenants.tokens import Route
+
+APP = UUID(int=7)
+
+
+def route(token: str, revision: int, *, revoked: bool = False, app: UUID = APP) -> Route:
+    return Route(token, app, 1, 1000, 5000, "USD", True, None, revoked, revision)
+
+
+class Tokens:
+    """A control database that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.rows: list[Route] = []
+        self.slowness = 0.0
+        self.error: Exception | None = None
+
+    async def __call__(self, after_revision: int) -> list[Route]:
+        self.asked.append(after_revision)
+        # What is read is settled when the query begins.
+        rows = [row for row in self.rows if row.revision > after_revision]
+        await asyncio.sleep(self.slowness)
+        if self.error is not None:
+            raise self.error
+        return rows
+
+
+@pytest.fixture
+def database_of(monkeypatch: pytest.MonkeyPatch) -> Tokens:
+    tokens = Tokens()
+    monkeypatch.setattr(module, "unscoped_routes", tokens)
+    return tokens
+
+
+def random_tokens(count: int) -> Iterable[str]:
+    return (secrets.token_hex(12) for _ in range(count))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):
+        while not condition():  # noqa: ASYNC110 (nothing tells)
+            await asyncio.sleep(0.005)
+
+
+# Stories
+
+
+async def test_a_flood_of_unknown_tokens_shares_ten_queries_a_second(database_of: Tokens) -> None:
+    routes = Routes()
+    await routes.refresh()
+    began = time.monotonic()
+    found: list[Route | None] = []
+    while time.monotonic() - began < 0.5:
+        found += await asyncio.gather(*(routes.find(token) for token in random_tokens(200)))
+    took = time.monotonic() - began
+    assert len(found) >= 400
+    assert set(found) == {None}
+    assert len(database_of.asked) <= 1 + took / module._MISS_SECONDS + 1
+
+
+async def test_an_unknown_token_asked_for_again_costs_no_query_at_all(database_of: Tokens) -> None:
+    routes = Routes()
+    (token,) = random_tokens(1)
+    assert await routes.find(token) is None
+    asked = len(database_of.asked)
+    for _ in range(1000):
+        assert await routes.find(token) is None
+    assert len(database_of.asked) == asked == 1
+
+
+async def test_the_memory_of_unknown_tokens_is_bounded(database_of: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_UNKNOWN_MOST", 100)
+    routes = Routes()
+    for _ in range(3):
+        await asyncio.gather(*(routes.find(token) for token in random_tokens(250)))
+        assert len(routes._unknown) <= 100
+
+
+async def test_a_token_issued_a_moment_ago_is_found_by_its_first_hit(database_of: Tokens) -> None:
+    routes = Routes()
+    await routes.refresh()
+    database_of.rows = [route("a", 1)]
+    assert await routes.find("a") == route("a", 1)
+
+
+async def test_a_hit_waits_for_a_query_that_began_after_it_came(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.slowness = 0.05
+    # This query has read the table before the token was there.
+    early = asyncio.create_task(routes.find("other"))
+    await until(lambda: bool(database_of.asked))
+    database_of.rows = [route("a", 1)]
+    assert await routes.find("a") == route("a", 1)
+    assert await early is None
+
+
+async def test_a_token_remembered_as_unknown_works_as_soon_as_the_next_refresh_brings_it(
+    database_of: Tokens,
+) -> None:
+    routes = Routes()
+    assert await routes.find("a") is None
+    database_of.rows = [route("a", 1)]
+    await routes.refresh()
+    assert routes.by_token["a"] == route("a", 1)
+    assert await routes.find("a") == route("a", 1)
+
+
+async def test_only_what_changed_is_asked_for(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.rows = [route("a", 1), route("b", 5)]
+    await routes.refresh()
+    await routes.refresh()
+    database_of.rows.append(route("c", 6))
+    await routes.refresh()
+    await routes.refresh()
+    assert database_of.asked == [0, 5, 5, 6]
+    assert routes.by_token.keys() == {"a", "b", "c"}
+
+
+async def test_a_revoked_token_goes_and_its_apps_waiting_hits_stay_readable(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.rows = [route("a", 1)]
+    await routes.refresh()
+    database_of.rows = [route("a", 2, revoked=True)]
+    await routes.refresh()
+    assert routes.by_token == {}
+    assert routes.by_app.keys() == {APP.bytes}
+
+
+async def test_a_deleted_app_goes_altogether(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.rows = [route("a", 1)]
+    await routes.refresh()
+    database_of.rows = [route("a", 2, revoked=True, app=UUID(int=0))]
+    await routes.refresh()
+    assert (routes.by_token, routes.by_app) == ({}, {})
+
+
+async def test_while_the_database_is_away_known_tokens_work_and_unknown_ones_raise(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.rows = [route("a", 1)]
+    await routes.refresh()
+    database_of.error = ConnectionError("away")
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            await routes.find("b")
+    assert routes.by_token["a"] == route("a", 1)
+    # It was not taken for unknown: nobody could tell.
+    database_of.error = None
+    database_of.rows.append(route("b", 2))
+    assert await routes.find("b") == route("b", 2)
+
+
+async def test_keeping_fresh_outlives_an_outage(database_of: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REFRESH_SECONDS", 0.01)
+    routes = Routes()
+    database_of.error = ConnectionError("away")
+    keeping = asyncio.create_task(routes.keep_fresh())
+    with capture_logs() as logged:
+        await until(lambda: len(database_of.asked) >= 5)
+        database_of.error = None
+        database_of.rows = [route("a", 1)]
+        await until(lambda: bool(routes.by_token))
+    keeping.cancel()
+    # Said once each, however often it was tried.
+    assert [line["event"] for line in logged] == [
+        "control database does not answer; known tokens go on working",
+        "control database answers again",
+    ]
+
+
+async def test_changes_in_the_real_database_arrive_with_the_next_refresh(database: Database, alice: Tenant) -> None:
+    routes = Routes()
+    await routes.refresh()
+    app, old = await apps.create_app(alice, "Shop", "EUR")
+    found = await routes.find(old)
+    assert found is not None
+    assert (found.app_id, found.tenant_id, found.currency) == (app.id, alice.id, "EUR")
+
+    new = await tokens.rotate(app, timedelta(0))
+    await accounts.set_limit(alice, 5, 50)
+    await routes.refresh()
+    ended = routes.by_token[old].expires_at
+    assert ended is not None
+    assert ended <= time.time()
+    assert (routes.by_token[new].rate, routes.by_token[new].burst, routes.by_token[new].expires_at) == (5, 50, None)
+
+    await tokens.revoke(alice, new)
+    await routes.refresh()
+    assert new not in routes.by_token
+    await apps.delete_app(app)
+    await routes.refresh()
+    assert (routes.by_token, routes.by_app) == ({}, {})
