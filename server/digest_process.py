@@ -26,7 +26,7 @@ import structlog
 from server import logs
 from server.database import Database, DatabaseUnavailable
 from server.digest import Digester, DigestFigures, Inserts, Outcome
-from server.event_store import NICE, EventStore, EventStoreRefused, EventStoreUnavailable, write_native
+from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable, write_native
 from server.routes import Routes
 from server.settings import Settings
 from tenants.events import Row
@@ -326,7 +326,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.umask(0o077)
-    os.nice(NICE)
     # As event_store.py does with pandas; only the embedded engine, which is not in this process, needs these two.
     sys.modules.update(dict.fromkeys(("numpy", "pyarrow")))  # pyright: ignore[reportArgumentType, reportCallIssue]
     settings = Settings.from_environment()

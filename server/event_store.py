@@ -4,7 +4,6 @@ Reading and digesting use clients of their own, each bound to a thread: queries 
 """
 
 import asyncio
-import os
 import sys
 import tempfile
 import threading
@@ -38,9 +37,6 @@ _READERS = 2
 # A query that takes longer holds a reader from everybody.
 _QUERY_SECONDS = 30
 _CONNECT_SECONDS = 3
-# How much what is done with hits gives way to taking them (see nice(2)); with nothing to take it is as fast.
-NICE = 5
-
 # clickhouse-connect loads pandas only to see that what we hand it is none of it: 50 MB. None makes an import fail.
 sys.modules.setdefault("pandas", None)  # pyright: ignore[reportArgumentType]
 
@@ -94,8 +90,6 @@ class EventStore:
         parts = urlsplit(self.url)
         settings: dict[str, Any] = {"max_execution_time": _QUERY_SECONDS}
         if self.embedded:
-            # The engine's threads inherit it: pixels come first where both want a core.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
             return clickhouse_connect.get_client(dsn=f"chdb://{unquote(parts.path)}", settings=settings)
         secure = parts.scheme == "clickhouses"
         return clickhouse_connect.get_client(
