@@ -284,6 +284,8 @@ class DigestFigures(msgspec.Struct):
     duplicate: int = 0
     set_aside: int = 0
     batches: int = 0
+    # Tries of a batch that failed, for whatever reason.
+    failures: int = 0
     seconds: float = 0.0
 
     def after(self, before: "DigestFigures") -> "DigestFigures":
@@ -376,6 +378,7 @@ class Digester:
                 exc_info=None if away else error,
             )
         self.figures.trouble = trouble
+        self.figures.failures += 1
         await self._listener.progressed(self.figures)
 
     async def _sleep(self, seconds: float) -> None:

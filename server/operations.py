@@ -183,6 +183,7 @@ class _Figures(Collector):
             rows = digest.recorded + digest.rejected + digest.duplicate
             yield CounterMetricFamily("onepx_digest_rows", "Hits digested; its rate is rows a second.", rows)
             yield CounterMetricFamily("onepx_digest_batches", "Batches digested.", digest.batches)
+            yield CounterMetricFamily("onepx_digest_failures", "Tries of a batch that failed.", digest.failures)
             yield CounterMetricFamily("onepx_digest_seconds", "Time spent digesting.", digest.seconds)
         if parts.store is not None:
             yield CounterMetricFamily(

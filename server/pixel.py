@@ -159,7 +159,7 @@ class Pixel:
                 extra.append((b"set-cookie", set_cookie))
             network = self._network(scope["client"], forwarded)
         query: bytes = scope["query_string"][:_QUERY_BYTES]
-        debug = b"debug" in query and wants_debug(query)
+        debug = wants_debug(query)
 
         if method == "HEAD":
             await self._gif(send, method, 200, extra)
