@@ -346,6 +346,9 @@ class Digester:
         lock = os.open(self._folder / "digest.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         while not self._stopping.is_set() and not _try_lock(lock):
             await self._sleep(_PAUSE_SECONDS)
+        if self._stopping.is_set():
+            os.close(lock)
+            return
         failures = 0
         self.figures.active = True
         await self._listener.progressed(self.figures)

@@ -83,8 +83,6 @@ class EventStore:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="report")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._clients: list[Client] = []
-        # chDB takes inserts through temporary files: on the disk that is watched, and readable by the owner alone.
-        tempfile.tempdir = str(tmp_dir)
 
     def _connect(self) -> Client:
         parts = urlsplit(self.url)
@@ -279,7 +277,7 @@ def _migrate(client: Client) -> list[str]:
         began = time.monotonic()
         for statement in statements(sql):
             client.command(statement)
-        client.insert("migrations", [[name]], column_names=["name"])
+        client.command("INSERT INTO migrations (name) SELECT {name:String}", parameters={"name": name})
         log.info("event store migrated", migration=name, seconds=round(time.monotonic() - began, 2))
         done.append(name)
     return done

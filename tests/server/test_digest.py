@@ -1,31 +1,50 @@
 """The digest: each hit exactly once, whatever fails or is killed; a hit that cannot be digested holds up no other."""
+# pyright: reportPrivateUsage=false
 
 import asyncio
 import contextlib
 import inspect
 import os
 import shutil
+import sys
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from server import digest as module
 from server.database import Database
-from server.digest import Digester, DigestFigures, Outcome, State, measure_journal
-from server.event_store import EventStoreRefused, EventStoreUnavailable
-from server.journal import Backlog, HitTuple, Segment, encode_frame, segment_sizes
+from server.digest import (
+    Batch,
+    Digester,
+    DigestFigures,
+    Inserts,
+    Outcome,
+    State,
+    Understood,
+    drop_duplicates,
+    measure_journal,
+    traffic_rows,
+    understand,
+)
+from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable
+from server.journal import Backlog, Hit, HitTuple, Segment, encode_frame, segment_sizes
 from server.routes import Routes
 from tenants import apps, event_ids
-from tenants.events import Row
+from tenants.event_ids import Claim
+from tenants.events import COLUMNS, OUTCOMES, Row
 from tenants.hits import Category, Event, Rejection, decode
 from tenants.tables import Tenant
-
-RECEIVED = 1_700_000_000_000
+from tenants.tokens import Route
 
 
 class Crash(BaseException):
@@ -61,6 +80,10 @@ class Store:
     async def stored(self, table: str, rows: Sequence[tuple[int, int, int]]) -> set[int]:
         return {row[2] for row in self.tables[table]} & {named for _, _, named in rows}
 
+    def forget_tokens(self) -> None:
+        """What a power cut does: rows are synced, the list of tokens is not."""
+        self.tokens.clear()
+
     def events(self) -> list[str]:
         """The event tokens stored, sorted."""
         return sorted(row[4] for row in self.tables["events"])
@@ -69,7 +92,7 @@ class Store:
         """What was counted over all minutes, without zeros."""
         sums = Counter[str]()
         for row in self.tables["traffic"]:
-            for outcome, count in zip(("recorded", "rejected", "duplicate", "limited"), row[2:], strict=True):
+            for outcome, count in zip(OUTCOMES, row[2:], strict=True):
                 sums[outcome] += count
         return {outcome: count for outcome, count in sums.items() if count}
 
@@ -81,11 +104,48 @@ class Heard:
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
     troubles: list[str | None] = field(default_factory=list[str | None])
 
+    active: list[bool] = field(default_factory=list[bool])
+
     async def progressed(self, figures: DigestFigures) -> None:
         self.troubles.append(figures.trouble)
+        self.active.append(figures.active)
 
     async def became(self, outcomes: list[Outcome]) -> None:
         self.outcomes += outcomes
+
+
+class Engine:
+    """The embedded engine, which can be killed with its caller, or lose its newest tokens in a power cut."""
+
+    def __init__(self, store: EventStore, app_id: bytes) -> None:
+        self.before: Callable[[str], None] = lambda _table: None
+        self.after: Callable[[str], None] = lambda _table: None
+        self._store = store
+        self._app = {"app": str(UUID(bytes=app_id))}
+        self._power_cuts = 0
+
+    async def insert(self, table: str, rows: Sequence[Row], token: str) -> None:
+        self.before(table)
+        # A token that is another after each cut is as good as forgotten.
+        await self._store.insert(table, rows, f"{token}-{self._power_cuts}")
+        self.after(table)
+
+    async def stored(self, table: str, rows: Sequence[tuple[int, int, int]]) -> set[int]:
+        return await self._store.stored(table, rows)
+
+    def forget_tokens(self) -> None:
+        self._power_cuts += 1
+
+    async def column(self, table: str, column: str) -> list[Any]:
+        """A column of the app's rows, sorted."""
+        rows = await self._store.query(f"SELECT {column} AS x FROM {table} WHERE app_id = {{app:UUID}}", self._app)
+        return sorted(row["x"] for row in rows)
+
+    async def traffic(self) -> dict[str, int]:
+        """What was counted over all minutes, without zeros."""
+        sums = ", ".join(f"toInt64(sum({outcome})) AS {outcome}" for outcome in OUTCOMES)
+        (row,) = await self._store.query(f"SELECT {sums} FROM traffic WHERE app_id = {{app:UUID}}", self._app)
+        return {outcome: count for outcome, count in row.items() if count}
 
 
 class Shop:
@@ -96,27 +156,36 @@ class Shop:
         self.routes = routes
         self.app_id = app_id
         self.store = Store()
+        # Where the digest puts its rows; some tests have the engine's here.
+        self.inserts: Inserts = self.store
         self.heard = Heard()
+        # Now: rejections and event ids of another year expire while they are digested.
+        self.received_at = int(time.time() * 1000)
 
     def hit(self, query: str, category: int = 0, watch: int = 0) -> HitTuple:
-        return (RECEIVED, self.app_id, category, query.encode(), b"v" * 16, False, "", b"", b"", b"", watch)
+        return (self.received_at, self.app_id, category, query.encode(), b"v" * 16, False, "", b"", b"", b"", watch)
 
     def journal(self, *queries: str, limited: int = 0) -> Path:
         """Hits in one frame of a segment whose writer is gone."""
         return self.segment([self.hit(query) for query in queries], limited=limited)
 
     def segment(self, *frames: list[HitTuple], limited: int = 0) -> Path:
-        segment = Segment(self.folder)
-        counts = [(self.app_id, RECEIVED // 60_000 * 60, limited)] if limited else []
-        for hits in frames:
-            segment.append(encode_frame(hits, counts))
+        segment = self.growing_segment(*frames, limited=limited)
         segment.close()
         return segment.path
+
+    def growing_segment(self, *frames: list[HitTuple], limited: int = 0) -> Segment:
+        """Each list of hits as a frame of a segment whose writer goes on; `limited` is counted in every frame."""
+        segment = Segment(self.folder)
+        counts = [(self.app_id, self.received_at // 60_000 * 60, limited)] if limited else []
+        for hits in frames:
+            segment.append(encode_frame(hits, counts))
+        return segment
 
     @contextlib.asynccontextmanager
     async def digesting(self, decode: module.Decode = decode) -> AsyncGenerator[Digester]:
         """A digest at work. What it raises is raised at the end."""
-        digester = Digester(self.folder, self.store, self.routes, self.heard, decode)
+        digester = Digester(self.folder, self.inserts, self.routes, self.heard, decode)
         running = asyncio.create_task(digester.run())
         try:
             yield digester
@@ -134,9 +203,9 @@ class Shop:
     def empty(self) -> bool:
         return not segment_sizes(self.folder)
 
-    async def crash(self) -> None:
+    async def crash(self, decode: module.Decode = decode) -> None:
         """Digest until the crash."""
-        digester = Digester(self.folder, self.store, self.routes, self.heard)
+        digester = Digester(self.folder, self.inserts, self.routes, self.heard, decode)
         before = descriptors()
         async with asyncio.timeout(5):
             with pytest.raises(Crash):
@@ -148,19 +217,18 @@ class Shop:
 
     def aside(self) -> list[tuple[int, str, int]]:
         """(number, error, attempts) of the hits set aside."""
-        state = State(self.folder)
-        try:
+        with contextlib.closing(State(self.folder)) as state:
             return state.set_aside()
-        finally:
-            state.close()
 
     def retry(self) -> int:
         """What `onepx digest retry` does."""
-        state = State(self.folder)
-        try:
+        with contextlib.closing(State(self.folder)) as state:
             return state.retry_all()
-        finally:
-            state.close()
+
+    def positions(self) -> dict[str, int]:
+        """How far each segment is digested, as remembered on disk."""
+        with contextlib.closing(State(self.folder)) as state:
+            return state.positions()
 
 
 def descriptors() -> dict[int, str]:
@@ -196,9 +264,18 @@ async def shop(tmp_path: Path, database: Database, alice: Tenant) -> Shop:
     return Shop(folder, routes, app.id.bytes)
 
 
+@pytest.fixture
+def engine(event_store: EventStore, shop: Shop) -> Engine:
+    """The real engine, where the shop's hits go."""
+    engine = Engine(event_store, shop.app_id)
+    shop.inserts = engine
+    return engine
+
+
 @pytest.fixture(autouse=True)
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_RETRY_SECONDS", (0.02,))
+    monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.02)
 
 
 # What is digested
@@ -217,6 +294,19 @@ async def test_hits_become_rows_and_their_segment_goes(shop: Shop) -> None:
     figures = digester.figures
     assert (figures.recorded, figures.rejected, figures.duplicate, figures.set_aside) == (3, 1, 0, 0)
     assert measure_journal(shop.folder, Backlog(shop.folder)).hits == 0
+    assert shop.positions() == {}, "of a segment that is gone nothing is remembered"
+
+
+async def test_a_hits_row_and_id_are_the_same_whenever_it_is_digested(shop: Shop, tmp_path: Path) -> None:
+    shop.segment([shop.hit("event_token=a"), shop.hit("event_token=a")], [shop.hit("event_token=b&event_id=1")])
+    shop.journal("event_token=b&event_id=1", "")
+    copy = Shop(tmp_path / "copy", shop.routes, shop.app_id)
+    shutil.copytree(shop.folder, copy.folder)
+    await shop.digest()
+    await copy.digest()
+    assert copy.store.tables == shop.store.tables
+    assert copy.store.tokens == shop.store.tokens
+    assert len(shop.store.tables["events"]) == 3
 
 
 async def test_identical_hits_in_one_batch_are_all_kept(shop: Shop) -> None:
@@ -234,6 +324,54 @@ async def test_an_event_id_counts_once_in_a_batch_and_over_batches(shop: Shop) -
     await shop.digest()
     assert shop.store.events() == ["first", "other"]
     assert shop.store.traffic() == {"recorded": 2, "duplicate": 2}
+
+
+async def test_an_event_id_is_the_apps_and_the_categorys_own(shop: Shop, alice: Tenant) -> None:
+    other, _ = await apps.create_app(alice, "Other")
+    query = "event_token=e&amount=1&event_id=1"
+    ours = [shop.hit(query), shop.hit(query, 1)]
+    shop.app_id = other.id.bytes
+    shop.segment([*ours, shop.hit(query), shop.hit(query, 1), shop.hit(query)])
+    await shop.digest()
+    assert shop.store.traffic() == {"recorded": 4, "duplicate": 1}
+    assert {(row[0], row[3]) for row in shop.store.tables["events"]} == {
+        (int.from_bytes(hit[1], "big"), category)
+        for hit in (ours[0], shop.hit(""))
+        for category in ("event", "revenue")
+    }
+
+
+async def test_event_ids_that_make_no_duplicates_any_more_are_forgotten(shop: Shop) -> None:
+    app, days_ms = UUID(bytes=shop.app_id), 86_400_000
+    old = Claim(app, "event", "old", b"o" * 16, shop.received_at - 31 * days_ms)
+    young = Claim(app, "event", "young", b"y" * 16, shop.received_at - 29 * days_ms)
+    await event_ids.claim([old, young])
+    digester = Digester(shop.folder, shop.inserts, shop.routes, shop.heard)
+    # As on a machine that is up for an hour.
+    digester._purged = -1e9
+    running = asyncio.create_task(digester.run())
+    await until(lambda: digester._purged > 0)
+    digester.stop()
+    await running
+    assert await event_ids.owner(app, "event", "old") is None
+    assert await event_ids.owner(app, "event", "young") == b"y" * 16
+
+
+@pytest.mark.parametrize("later_first", [False, True])
+async def test_an_event_id_counts_once_whichever_machine_digests_first(
+    shop: Shop, tmp_path: Path, later_first: bool
+) -> None:
+    other = Shop(tmp_path / "other", shop.routes, shop.app_id)
+    other.folder.mkdir()
+    other.received_at += 1000
+    for machine in (shop, other):
+        machine.journal("event_token=e&event_id=1")
+    for machine in (other, shop) if later_first else (shop, other):
+        await machine.digest()
+    first, second = (other, shop) if later_first else (shop, other)
+    assert first.store.traffic() == {"recorded": 1}
+    assert second.store.traffic() == {"duplicate": 1}
+    assert second.store.events() == []
 
 
 async def test_batches_are_cut_and_all_are_digested(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +435,42 @@ async def test_two_digests_of_one_journal_take_turns(shop: Shop) -> None:
     assert shop.store.events() == ["a", "b", "c"]
 
 
+async def test_a_digest_takes_over_from_a_process_that_is_killed(shop: Shop) -> None:
+    # Holds the journal's lock, says so, and waits to be killed.
+    program = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(shop.folder / "digest.lock")),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert other.stdout is not None
+        await other.stdout.readline()
+        path = shop.journal("event_token=a")
+        async with shop.digesting() as digester:
+            await asyncio.sleep(0.1)
+            assert (path.exists(), digester.figures.active, shop.store.events()) == (True, False, [])
+            other.kill()
+            await until(shop.empty)
+            assert digester.figures.active
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            other.kill()
+        await other.wait()
+    assert shop.store.events() == ["a"]
+
+
+async def test_a_digest_stopped_while_it_stands_by_never_says_that_it_digests(shop: Shop) -> None:
+    async with shop.digesting() as first:
+        await until(lambda: first.figures.active)
+        second = Digester(shop.folder, shop.store, shop.routes, heard := Heard())
+        running = asyncio.create_task(second.run())
+        await asyncio.sleep(0.05)
+        second.stop()
+        await running
+    assert True not in heard.active
+
+
 # What fails
 
 
@@ -350,11 +524,36 @@ async def test_some_of_the_retried_hits_may_fail_again(shop: Shop) -> None:
         assert shop.retry() == 4
         await until(lambda: len(shop.aside()) == 1)
     assert shop.store.events() == ["mended0", "mended1", "mended2"]
+    assert shop.store.traffic() == {"recorded": 3}
     async with shop.digesting():
         assert shop.retry() == 1
         await until(lambda: not shop.aside())
     assert shop.store.events() == ["mended0", "mended1", "mended2", "poison3"]
     assert shop.store.traffic() == {"recorded": 4}
+
+
+async def test_an_event_id_taken_while_its_first_hit_was_set_aside_stays_counted_once(shop: Shop) -> None:
+    shop.journal("event_token=poison&event_id=1")
+    await shop.digest(poisoned)
+    shop.journal("event_token=again&event_id=1")
+    await shop.digest()
+    async with shop.digesting():
+        shop.retry()
+        await until(lambda: not shop.aside())
+    assert shop.store.events() == ["again"]
+    assert shop.store.traffic() == {"recorded": 1, "duplicate": 1}
+
+
+@pytest.mark.parametrize("step", ["before finish", "after finish"])
+async def test_a_hit_is_set_aside_once_though_the_digest_is_killed_then(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    shop.journal("event_token=poison", "event_token=a")
+    crash_on(shop, monkeypatch, step)
+    await shop.crash(poisoned)
+    await shop.digest(poisoned)
+    assert [attempts for _, _, attempts in shop.aside()] == [1]
+    assert shop.store.traffic() == {"recorded": 1}
 
 
 def refuses(table: str, row: Row) -> bool:
@@ -403,6 +602,73 @@ async def test_while_the_store_is_away_the_batch_waits_and_one_warning_is_logged
     assert [line["event"].partition(";")[0] for line in logged] == ["digestion waits", "digestion goes on"]
     assert "connection refused" in shop.heard.troubles
     assert shop.heard.troubles[-1] is None
+
+
+async def test_each_outage_is_told_once_and_tries_grow_apart_up_to_a_limit(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays = (0.001, 0.002, 0.003)
+    monkeypatch.setattr(module, "_RETRY_SECONDS", delays)
+    slept: list[float] = []
+    sleep = Digester._sleep
+
+    async def sleep_and_note(digester: Digester, seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(digester, seconds)
+
+    monkeypatch.setattr(Digester, "_sleep", sleep_and_note)
+    tries: list[str] = []
+
+    def away_for_a_while(table: str) -> None:
+        tries.append(table)
+        if len(tries) <= 5:
+            raise EventStoreUnavailable("connection refused")
+
+    shop.store.before = away_for_a_while
+    with capture_logs() as logged:
+        for outage in range(2):
+            tries.clear()
+            shop.journal(f"event_token={outage}")
+            await shop.digest()
+    assert shop.store.events() == ["0", "1"]
+    assert shop.store.traffic() == {"recorded": 2}
+    assert [line["log_level"] for line in logged] == ["warning", "info"] * 2
+    # The second outage begins anew.
+    assert [seconds for seconds in slept if seconds in delays] == [0.001, 0.002, 0.003, 0.003, 0.003] * 2
+
+
+async def test_a_control_database_that_hangs_is_away(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(_claims: Sequence[Claim]) -> set[bytes]:
+        return await asyncio.Future[set[bytes]]()
+
+    monkeypatch.setattr(module, "_CLAIM_SECONDS", 0.01)
+    shop.journal("event_token=a&event_id=1")
+    with capture_logs() as logged, monkeypatch.context() as hanging:
+        hanging.setattr(event_ids, "claim", hang)
+        async with shop.digesting() as digester:
+            await until(lambda: len(shop.heard.troubles) >= 4)
+            assert digester.figures.trouble == "TimeoutError"
+            assert shop.store.events() == []
+            hanging.undo()
+            monkeypatch.setattr(module, "_CLAIM_SECONDS", 5.0)
+            await until(shop.empty)
+    assert shop.store.traffic() == {"recorded": 1}
+    assert [line["log_level"] for line in logged] == ["warning", "info"]
+
+
+async def test_an_emptied_control_database_makes_hits_wait(shop: Shop, alice: Tenant) -> None:
+    path = shop.journal("event_token=a")
+    app = (await apps.list_apps(alice))[0]
+    await apps.delete_app(app)
+    shop.routes.by_app.clear()
+    async with shop.digesting() as digester:
+        await until(lambda: len(shop.heard.troubles) >= 4)
+        assert "knows no app" in (digester.figures.trouble or "")
+        assert path.exists()
+        # The database is back.
+        shop.routes.by_app[shop.app_id] = EUROS
+        await until(shop.empty)
+    assert shop.store.events() == ["a"]
 
 
 @pytest.mark.parametrize("table", ["events", "rejections", "traffic"])
@@ -455,8 +721,8 @@ def crash_on(shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
             crashed.append(met)
             raise Crash
 
-    if what in shop.store.tables:
-        setattr(shop.store, when, die)
+    if what in COLUMNS:
+        setattr(shop.inserts, when, die)
         return
     owner, name = {
         "begin": (State, "begin"),
@@ -491,25 +757,64 @@ STEPS = [
 ]
 
 
+@pytest.mark.parametrize("writer", ["gone", "going on"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_killed_at_any_step_a_batch_is_stored_exactly_once(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str, writer: str
 ) -> None:
-    shop.segment(
+    segment = shop.growing_segment(
         [shop.hit("event_token=a"), shop.hit("event_token=a"), shop.hit("event_token=o1&event_id=1")],
         [shop.hit("event_token=o1again&event_id=1"), shop.hit(""), shop.hit("event_token=b&amount=7", 1)],
         limited=2,
     )
+    if writer == "gone":
+        segment.close()
     crash_on(shop, monkeypatch, step)
     await shop.crash()
     # What comes in between must not change what the batch was.
-    shop.journal("event_token=later&event_id=1", "event_token=later")
+    later = [shop.hit("event_token=later&event_id=1"), shop.hit("event_token=later")]
+    if writer == "gone":
+        shop.segment(later)
+    else:
+        segment.append(encode_frame(later, []))
+        segment.close()
     await shop.digest()
     assert shop.store.events() == ["a", "a", "b", "later", "o1"]
     assert len(shop.store.tables["rejections"]) == 1
     assert shop.store.traffic() == {"recorded": 5, "rejected": 1, "duplicate": 2, "limited": 4}
     ids = [row[2] for table in ("events", "rejections") for row in shop.store.tables[table]]
     assert len(ids) == len(set(ids))
+    batches = [{row[4] for row in rows} for (table, _), rows in shop.store.tokens.items() if table == "events"]
+    assert ({"later"} in batches) == (step != "before begin"), "a batch grew after it was begun"
+    assert shop.positions() == {}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_after_a_power_cut_only_counters_may_count_twice(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    shop.journal("event_token=a", "event_token=a", "event_token=b&event_id=1", "event_token=c&event_id=1", "")
+    crash_on(shop, monkeypatch, step)
+    await shop.crash()
+    shop.store.forget_tokens()
+    await shop.digest()
+    assert shop.store.events() == ["a", "a", "b"]
+    assert len(shop.store.tables["rejections"]) == 1
+    times = 2 if step in ("after traffic", "before finish") else 1
+    assert shop.store.traffic() == {"recorded": 3 * times, "rejected": times, "duplicate": times}
+
+
+@pytest.mark.parametrize("step", ["after begin", "after claim", "after events", "before finish"])
+async def test_whoever_watches_a_hit_is_told_the_same_after_a_crash(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    query = "event_token=a&event_id=1"
+    shop.segment([shop.hit(query, watch=1), shop.hit(query, watch=2)])
+    crash_on(shop, monkeypatch, step)
+    await shop.crash()
+    assert shop.heard.outcomes == []
+    await shop.digest()
+    assert shop.heard.outcomes == [Outcome(1, "recorded"), Outcome(2, "duplicate")]
 
 
 @pytest.mark.parametrize("step", ["after events", "after traffic", "before finish", "after finish"])
@@ -550,19 +855,99 @@ async def test_killed_amid_the_search_for_a_refused_row_nothing_is_lost(shop: Sh
     assert len(shop.aside()) == 1
 
 
+async def test_one_row_of_a_thousand_that_the_store_refuses_is_found_in_few_inserts(shop: Shop) -> None:
+    shop.store.refuse = refuses
+    shop.journal(*(f"event_token={'poison' if n == 618 else f'e{n}'}&event_id={n}" for n in range(1000)))
+    inserts: list[str] = []
+
+    def die_amid(table: str) -> None:
+        inserts.append(table)
+        if len(inserts) == 11:
+            raise Crash
+
+    shop.store.before = die_amid
+    await shop.crash()
+    stored = len(shop.store.events())
+    assert 0 < stored < 999
+    inserts.clear()
+    shop.store.before = inserts.append
+    await shop.digest()
+    assert shop.store.events() == sorted(f"e{n}" for n in range(1000) if n != 618)
+    assert shop.store.traffic() == {"recorded": 999}
+    assert len(shop.aside()) == 1
+    # Ten halvings, two inserts each, and traffic.
+    assert len(inserts) <= 22
+
+
+# On the real engine
+
+
+@pytest.mark.parametrize("power_cut", [False, True])
+@pytest.mark.parametrize("step", ["before events", "after events", "after rejections"])
+async def test_the_engine_holds_each_hit_once_after_a_crash(
+    shop: Shop, engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, power_cut: bool
+) -> None:
+    shop.segment(
+        [shop.hit("event_token=a"), shop.hit("event_token=a"), shop.hit("event_token=b&event_id=1")],
+        [shop.hit("event_token=c&event_id=1"), shop.hit("event_token=d&amount=7", 1), shop.hit("event_token=x", 1)],
+        limited=2,
+    )
+    crash_on(shop, monkeypatch, step)
+    await shop.crash()
+    if power_cut:
+        engine.forget_tokens()
+    await shop.digest()
+    assert await engine.column("events", "event_token") == ["a", "a", "b", "d"]
+    assert await engine.column("rejections", "reason") == ["missing_amount"]
+    assert await engine.traffic() == {"recorded": 4, "rejected": 1, "duplicate": 1, "limited": 4}
+
+
+@pytest.mark.parametrize("step", ["after traffic", "before finish"])
+async def test_the_engine_counts_each_hit_once_after_a_crash(
+    shop: Shop, engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    shop.journal("event_token=a", "event_token=b&event_id=1", "event_token=b&event_id=1", "")
+    crash_on(shop, monkeypatch, step)
+    await shop.crash()
+    await shop.digest()
+    assert await engine.column("events", "event_token") == ["a", "b"]
+    assert await engine.traffic() == {"recorded": 2, "rejected": 1, "duplicate": 1}
+
+
+async def test_a_value_the_engine_cannot_take_sets_its_hit_aside_until_it_can(shop: Shop, engine: Engine) -> None:
+    def too_large(category: Category, query: bytes, currency: str, privacy: bool) -> Event | Rejection:
+        found = decode(category, query, currency, privacy)
+        if isinstance(found, Event) and found.event_token == "e11":
+            return msgspec.structs.replace(found, amount=2**63)
+        return found
+
+    shop.segment([shop.hit(f"event_token=e{n:02}&amount=5", 1) for n in range(20)])
+    await shop.digest(too_large)
+    everything = [f"e{n:02}" for n in range(20)]
+    assert await engine.column("events", "event_token") == [token for token in everything if token != "e11"]
+    assert await engine.traffic() == {"recorded": 19}
+    assert len(shop.aside()) == 1
+    async with shop.digesting():
+        shop.retry()
+        await until(lambda: not shop.aside())
+    assert await engine.column("events", "event_token") == everything
+    assert await engine.traffic() == {"recorded": 20}
+
+
 # The disk
 
 
-async def test_damage_is_kept_aside_and_costs_no_other_hit(shop: Shop) -> None:
+@pytest.mark.parametrize("damaged", range(3))
+async def test_damage_is_kept_aside_and_costs_no_other_hit(shop: Shop, damaged: int) -> None:
     path = shop.segment(*[[shop.hit(f"event_token=e{n}")] for n in range(3)])
     frame = path.stat().st_size // 3
     with path.open("r+b") as file:
-        file.seek(frame + 30)
+        file.seek(damaged * frame + 30)
         file.write(b"\xff\xff")
     shop.journal("event_token=other")
     with capture_logs() as logged:
         await shop.digest()
-    assert shop.store.events() == ["e0", "e2", "other"]
+    assert shop.store.events() == [*(f"e{n}" for n in range(3) if n != damaged), "other"]
     assert [line["event"] for line in logged if line["log_level"] == "error"] == [
         "journal segment is damaged; the rest of it goes on"
     ]
@@ -599,3 +984,206 @@ async def test_hits_are_digested_while_their_writer_goes_on(shop: Shop) -> None:
         segment.close()
         await until(shop.empty)
     assert shop.store.events() == ["e0", "e1", "e2"]
+
+
+# However they are cut
+
+
+# (category, event token, amount, event id)
+HITS = st.tuples(
+    st.integers(0, 1),
+    st.sampled_from(["a", "b", ""]),
+    st.sampled_from(["5", "-3", "x"]),
+    st.sampled_from(["", "1", "2"]),
+)
+SEGMENTS = st.lists(st.lists(st.lists(HITS, max_size=6), max_size=4), max_size=4)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(segments=SEGMENTS, most=st.integers(1, 12), stops=st.lists(st.booleans(), min_size=4, max_size=4))
+async def test_however_hits_are_cut_into_batches_the_totals_are_the_same(
+    shop: Shop,
+    monkeypatch: pytest.MonkeyPatch,
+    segments: list[list[list[tuple[int, str, str, str]]]],
+    most: int,
+    stops: list[bool],
+) -> None:
+    monkeypatch.setattr(module, "_BATCH_HITS", most)
+    # An app of its own: event ids are remembered from one example to the next.
+    app_id = uuid4().bytes
+    routes = Routes()
+    routes.by_app[app_id] = EUROS
+    site = Shop(shop.folder, routes, app_id)
+    for frames, stop in zip(segments, stops, strict=False):
+        site.segment(
+            *[[site.hit(f"event_token={t}&amount={a}&event_id={i}", c) for c, t, a, i in hits] for hits in frames]
+        )
+        if stop:
+            await site.digest()
+    await site.digest()
+
+    sent = [hit for frames in segments for hits in frames for hit in hits]
+    valid = [(c, t, i) for c, t, a, i in sent if t and (c == 0 or a != "x")]
+    anonymous = [(("event", "revenue")[c], t) for c, t, i in valid if not i]
+    identified = {(("event", "revenue")[c], i) for c, _, i in valid if i}
+    stored = site.store.tables["events"]
+    assert Counter((row[3], row[4]) for row in stored if not row[7]) == Counter(anonymous)
+    assert Counter((row[3], row[7]) for row in stored if row[7]) == Counter(identified)
+    totals = {
+        "recorded": len(anonymous) + len(identified),
+        "rejected": len(sent) - len(valid),
+        "duplicate": len(valid) - len(anonymous) - len(identified),
+    }
+    assert site.store.traffic() == {outcome: count for outcome, count in totals.items() if count}
+    assert len(site.store.tables["rejections"]) == totals["rejected"]
+
+
+# Pure functions
+
+
+RECEIVED = 1_700_000_000_000
+APP = 7
+APP_ID = APP.to_bytes(16, "big")
+MINUTE = RECEIVED // 60_000 * 60
+EUROS = Route("a" * 24, UUID(bytes=APP_ID), 1, 1000, 5000, "EUR", True, None, False, 1)
+
+
+def plain(query: bytes, category: int = 0, app_id: bytes = APP_ID, visitor_id: bytes | None = None) -> Hit:
+    return Hit(RECEIVED, app_id, category, query, visitor_id, False, "192.0.2.0/24", b"UA", b"https://x.example/1", b"")
+
+
+@pytest.mark.parametrize(
+    ("hit", "traffic", "claims"),
+    [
+        (plain(b"event_token=a"), {"recorded": 1}, []),
+        (plain(b"event_token=a&amount=1", 1), {"recorded": 1}, []),
+        (plain(b"event_token=a&params=x"), {"recorded": 1}, []),
+        (plain(b"event_token=a&event_id=o"), {"recorded": 1}, [("event", "o")]),
+        (plain(b"event_token=a&event_id=o&amount=1", 1), {"recorded": 1}, [("revenue", "o")]),
+        (plain(b""), {"rejected": 1}, []),
+        (plain(b"event_token=a&event_id=o", 1), {"rejected": 1}, []),
+        (plain(b"event_token=a&event_id=o", app_id=b"?" * 16), {}, []),
+    ],
+)
+def test_what_a_hit_counts_as_and_claims(hit: Hit, traffic: dict[str, int], claims: list[tuple[str, str]]) -> None:
+    found = understand([(5, hit)], {APP_ID: EUROS})
+    assert found.traffic == {(APP, MINUTE, outcome): count for outcome, count in traffic.items()}
+    assert len(found.events) == traffic.get("recorded", 0)
+    assert len(found.rejections) == traffic.get("rejected", 0)
+    named = (5).to_bytes(16, "big")
+    assert found.claims == [Claim(UUID(int=APP), category, event_id, named, RECEIVED) for category, event_id in claims]
+    assert (found.failed, found.watched) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("hit", "error"),
+    [
+        (plain(b"event_token=poison"), "ZeroDivisionError in poisoned, line "),
+        (plain(b"event_token=a", category=2), "IndexError in understand, line "),
+    ],
+)
+def test_a_hit_that_fails_counts_as_nothing(hit: Hit, error: str) -> None:
+    found = understand([(5, hit), (6, plain(b"event_token=a"))], {APP_ID: EUROS}, poisoned)
+    assert list(found.failed) == [5]
+    assert found.failed[5].startswith(error)
+    assert [row[2] for row in found.events] == [6]
+    assert found.traffic == {(APP, MINUTE, "recorded"): 1}
+
+
+@pytest.mark.parametrize(
+    ("category", "visitor_id", "expected"),
+    [
+        (0, None, {"amount": 0, "currency": "", "visitor_id": 0, "person_id": 0}),
+        (1, b"v" * 16, {"amount": 9, "currency": "EUR", "visitor_id": int.from_bytes(b"v" * 16, "big")}),
+    ],
+)
+def test_an_event_keeps_what_came_with_its_hit(
+    category: int, visitor_id: bytes | None, expected: dict[str, int | str]
+) -> None:
+    hit = plain(b"event_token=a&amount=9", category, visitor_id=visitor_id)
+    (row,) = understand([(5, hit)], {APP_ID: EUROS}).events
+    stored = dict(zip((name for name, _ in COLUMNS["events"]), row, strict=True))
+    expected |= {"app_id": APP, "id": 5, "received_at": RECEIVED, "network": "192.0.2.0/24", "user_agent": "UA"}
+    expected |= {"referrer_host": "x.example"}
+    assert {name: stored[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "kept", "traffic"),
+    [
+        ([], [1, 2, 3], {(APP, MINUTE, "recorded"): 2, (APP, MINUTE + 60, "recorded"): 1}),
+        (
+            [2],
+            [1, 3],
+            {(APP, MINUTE, "recorded"): 1, (APP, MINUTE, "duplicate"): 1, (APP, MINUTE + 60, "recorded"): 1},
+        ),
+        (
+            [1, 2, 3],
+            [],
+            {
+                (APP, MINUTE, "recorded"): 0,
+                (APP, MINUTE, "duplicate"): 2,
+                (APP, MINUTE + 60, "recorded"): 0,
+                (APP, MINUTE + 60, "duplicate"): 1,
+            },
+        ),
+    ],
+)
+def test_duplicates_are_counted_where_they_were_recorded(
+    duplicates: list[int], kept: list[int], traffic: dict[tuple[int, int, str], int]
+) -> None:
+    hits = [plain(b"event_token=a&event_id=1") for _ in range(3)]
+    hits[2].received_at += 60_000
+    for number, hit in enumerate(hits):
+        hit.watch = number + 1
+    found = understand(list(enumerate(hits, 1)), {APP_ID: EUROS})
+    drop_duplicates(found, {named.to_bytes(16, "big") for named in duplicates})
+    assert [row[2] for row in found.events] == kept
+    assert dict(found.traffic) == traffic
+    assert found.duplicates == len(duplicates)
+    told = {named: outcome.result for named, outcome in found.watched.items()}
+    assert told == {named: "duplicate" if named in duplicates else "recorded" for named in (1, 2, 3)}
+
+
+def test_nothing_understood_has_no_duplicates() -> None:
+    found = Understood()
+    drop_duplicates(found, {b"?" * 16})
+    assert found == Understood()
+
+
+@pytest.mark.parametrize(
+    ("traffic", "limited", "rows"),
+    [
+        ({}, [], []),
+        ({(7, 60, "recorded"): 2}, [], [(7, 60, 2, 0, 0, 0)]),
+        ({(7, 60, "recorded"): 0}, [], []),
+        ({(7, 60, "recorded"): 0, (7, 60, "duplicate"): 1}, [], [(7, 60, 0, 0, 1, 0)]),
+        ({}, [(APP_ID, 60, 4), (APP_ID, 60, 5)], [(7, 60, 0, 0, 0, 9)]),
+        (
+            {(8, 0, "rejected"): 1, (7, 120, "recorded"): 2, (7, 60, "duplicate"): 3},
+            [(APP_ID, 60, 4)],
+            [(7, 60, 0, 0, 3, 4), (7, 120, 2, 0, 0, 0), (8, 0, 0, 1, 0, 0)],
+        ),
+    ],
+)
+def test_counts_become_a_row_an_app_and_minute(
+    traffic: Mapping[tuple[int, int, str], int], limited: list[tuple[bytes, int, int]], rows: list[Row]
+) -> None:
+    assert traffic_rows(traffic, limited) == rows
+
+
+def test_every_piece_of_work_has_a_token_of_its_own() -> None:
+    hit = plain(b"")
+    work = [
+        Batch([("a", 0, 10)]),
+        Batch([("a", 0, 11)]),
+        Batch([("a", 10, 11)]),
+        Batch([("b", 0, 10)]),
+        Batch([("a", 0, 10), ("b", 0, 10)]),
+        Batch(retried=[1], hits=[(5, hit)]),
+        # The number of a hit no longer set aside is given again.
+        Batch(retried=[1], hits=[(6, hit)]),
+        Batch(retried=[2], hits=[(5, hit)]),
+    ]
+    assert len({batch.token for batch in work}) == len(work)
+    assert Batch([("a", 0, 10)], again=True).token == work[0].token

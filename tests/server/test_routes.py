@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from uuid import UUID
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -77,6 +78,28 @@ async def test_a_flood_of_unknown_tokens_shares_ten_queries_a_second(database_of
     assert len(database_of.asked) <= 1 + took / module._MISS_SECONDS + 1
 
 
+async def test_ten_thousand_unknown_tokens_at_once_share_their_queries(database_of: Tokens) -> None:
+    routes = Routes()
+    await routes.refresh()
+    database_of.rows = [route("new", 1)]
+    sought = [*random_tokens(10_000), "new"]
+    found = await asyncio.gather(*(routes.find(token) for token in sought))
+    assert [token for token, known in zip(sought, found, strict=True) if known] == ["new"]
+    assert len(database_of.asked) == 2
+    await asyncio.gather(*(routes.find(token) for token in sought[:-1]))
+    assert len(database_of.asked) == 2
+
+
+async def test_an_unknown_token_is_looked_for_again_after_a_while(
+    database_of: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_UNKNOWN_SECONDS", 0.0)
+    routes = Routes()
+    assert await routes.find("a") is None
+    database_of.rows = [route("a", 1)]
+    assert await routes.find("a") == route("a", 1)
+
+
 async def test_an_unknown_token_asked_for_again_costs_no_query_at_all(database_of: Tokens) -> None:
     routes = Routes()
     (token,) = random_tokens(1)
@@ -113,6 +136,22 @@ async def test_a_hit_waits_for_a_query_that_began_after_it_came(database_of: Tok
     assert await early is None
 
 
+async def test_an_older_answer_never_overwrites_a_newer_one(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.rows = [route("a", 1)]
+    database_of.slowness = 0.05
+    slow = asyncio.create_task(routes.refresh())
+    await until(lambda: bool(database_of.asked))
+    # Revoked while the slow query is under way; these would overtake it.
+    database_of.rows = [route("a", 2, revoked=True)]
+    database_of.slowness = 0.0
+    await asyncio.gather(routes.refresh(), routes.find("b"))
+    await slow
+    assert routes.by_token == {}
+    assert await routes.find("a") is None
+    assert routes.by_app[APP.bytes].revoked
+
+
 async def test_a_token_remembered_as_unknown_works_as_soon_as_the_next_refresh_brings_it(
     database_of: Tokens,
 ) -> None:
@@ -146,6 +185,33 @@ async def test_a_revoked_token_goes_and_its_apps_waiting_hits_stay_readable(data
     assert routes.by_app.keys() == {APP.bytes}
 
 
+async def test_a_token_that_ends_later_says_when(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.rows = [route("a", 1)]
+    await routes.refresh()
+    ending = msgspec.structs.replace(route("a", 2), expires_at=1_800_000_000.0)
+    database_of.rows = [ending, route("b", 2)]
+    await routes.refresh()
+    assert routes.by_token == {"a": ending, "b": route("b", 2)}
+
+
+async def test_a_revoked_token_is_not_found_by_a_hit(database_of: Tokens) -> None:
+    routes = Routes()
+    database_of.rows = [route("a", 1, revoked=True)]
+    assert await routes.find("a") is None
+
+
+async def test_one_apps_end_is_not_anothers(database_of: Tokens) -> None:
+    other = UUID(int=8)
+    routes = Routes()
+    database_of.rows = [route("a", 1), route("a2", 1), route("b", 1, app=other)]
+    await routes.refresh()
+    gone = UUID(int=0)
+    database_of.rows = [route("a", 2, revoked=True, app=gone), route("a2", 2, revoked=True, app=gone)]
+    await routes.refresh()
+    assert (list(routes.by_token), list(routes.by_app)) == (["b"], [other.bytes])
+
+
 async def test_a_deleted_app_goes_altogether(database_of: Tokens) -> None:
     routes = Routes()
     database_of.rows = [route("a", 1)]
@@ -173,19 +239,63 @@ async def test_while_the_database_is_away_known_tokens_work_and_unknown_ones_rai
 async def test_keeping_fresh_outlives_an_outage(database_of: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REFRESH_SECONDS", 0.01)
     routes = Routes()
-    database_of.error = ConnectionError("away")
     keeping = asyncio.create_task(routes.keep_fresh())
     with capture_logs() as logged:
-        await until(lambda: len(database_of.asked) >= 5)
-        database_of.error = None
-        database_of.rows = [route("a", 1)]
-        await until(lambda: bool(routes.by_token))
+        for outage in (1, 2):
+            database_of.error = ConnectionError("away")
+            tried = len(database_of.asked)
+            await until(lambda tried=tried: len(database_of.asked) >= tried + 5)
+            database_of.error = None
+            database_of.rows.append(route(f"token{outage}", outage))
+            await until(lambda outage=outage: len(routes.by_token) == outage and len(logged) == 2 * outage)
     keeping.cancel()
-    # Said once each, however often it was tried.
+    # Said once an outage, however often it was tried.
     assert [line["event"] for line in logged] == [
         "control database does not answer; known tokens go on working",
         "control database answers again",
-    ]
+    ] * 2
+
+
+async def test_a_database_that_hangs_is_away_until_it_answers(
+    database_of: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_QUERY_SECONDS", 0.02)
+    routes = Routes()
+    database_of.rows = [route("a", 1)]
+    await routes.refresh()
+    database_of.slowness = 3600
+    with pytest.raises(TimeoutError):
+        await routes.refresh()
+    with pytest.raises(TimeoutError):
+        await routes.find("b")
+    assert routes.by_token == {"a": route("a", 1)}
+    keeping = asyncio.create_task(routes.keep_fresh())
+    tried = len(database_of.asked)
+    await until(lambda: len(database_of.asked) >= tried + 3)
+    database_of.slowness = 0.0
+    database_of.rows.append(route("b", 2))
+    await until(lambda: "b" in routes.by_token)
+    keeping.cancel()
+
+
+async def test_a_hit_waits_for_a_hanging_database_no_longer_than_it_must(
+    database_of: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WAIT_SECONDS", 0.02)
+    routes = Routes()
+    database_of.slowness = 3600
+    refreshing = asyncio.create_task(routes.refresh())
+    await until(lambda: bool(database_of.asked))
+    # The query it would share has not even begun: it stands behind the one that hangs.
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await routes.find("a")
+    assert len(database_of.asked) == 1
+    refreshing.cancel()
+    database_of.slowness = 0.0
+    database_of.rows = [route("a", 1)]
+    assert await routes.find("a") == route("a", 1)
 
 
 async def test_changes_in_the_real_database_arrive_with_the_next_refresh(database: Database, alice: Tenant) -> None:
