@@ -561,6 +561,13 @@ def refuses(table: str, row: Row) -> bool:
     return "poison" in (row[4] if table == "events" else row[6] if table == "rejections" else "")
 
 
+async def test_whoever_watches_a_hit_that_is_set_aside_hears_nothing(shop: Shop) -> None:
+    shop.store.refuse = refuses
+    shop.segment([shop.hit("event_token=poison", watch=1), shop.hit("event_token=a", watch=2)])
+    await shop.digest()
+    assert shop.heard.outcomes == [Outcome(2, "recorded")]
+
+
 async def test_rows_the_store_refuses_are_set_aside_alone(shop: Shop) -> None:
     shop.store.refuse = refuses
     hits = [shop.hit(f"event_token={'poison' if n in (3, 11) else 'e'}{n}") for n in range(16)]
@@ -626,10 +633,13 @@ async def test_each_outage_is_told_once_and_tries_grow_apart_up_to_a_limit(
 
     shop.store.before = away_for_a_while
     with capture_logs() as logged:
-        for outage in range(2):
-            tries.clear()
-            shop.journal(f"event_token={outage}")
-            await shop.digest()
+        async with shop.digesting() as digester:
+            for outage in range(2):
+                tries.clear()
+                shop.journal(f"event_token={outage}")
+                await until(lambda outage=outage: len(logged) == 2 * (outage + 1))
+            await until(shop.empty)
+    assert digester.figures.failures == 10
     assert shop.store.events() == ["0", "1"]
     assert shop.store.traffic() == {"recorded": 2}
     assert [line["log_level"] for line in logged] == ["warning", "info"] * 2
@@ -793,6 +803,7 @@ async def test_killed_at_any_step_a_batch_is_stored_exactly_once(
 async def test_after_a_power_cut_only_counters_may_count_twice(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
+    monkeypatch.setattr(module, "_ASKED_AT_ONCE", 2)
     shop.journal("event_token=a", "event_token=a", "event_token=b&event_id=1", "event_token=c&event_id=1", "")
     crash_on(shop, monkeypatch, step)
     await shop.crash()
