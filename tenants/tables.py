@@ -91,6 +91,7 @@ class AppToken(Table):
     expires_at = Timestamptz(null=True, default=None)
     revoked_at = Timestamptz(null=True, default=None)
     revision = BigInt(index=True)
+    last_used_at = Timestamptz(null=True, default=None)
 
 
 class ApiKey(Table):
@@ -108,15 +109,43 @@ class ApiKey(Table):
 
 # Its index on `user` would be called session_user, which is a reserved word too.
 class Session(Table, tablename="sessions"):
-    """A login in one browser."""
+    """A login in one browser, and which of the user's tenants it shows."""
 
     id: Serial
     user = ForeignKey(User, null=False, on_delete=OnDelete.cascade, index=True)
+    tenant = ForeignKey(Tenant, null=True, default=None, on_delete=OnDelete.cascade)
     token_hash = Varchar(length=64, unique=True, secret=True)
     created_at = Timestamptz()
     expires_at = Timestamptz()
     last_seen_at = Timestamptz()
     user_agent = Varchar(length=255)
+
+
+class Invitation(Table):
+    """Somebody asked to join a tenant; whoever has the link and this e-mail address may. Gone once used."""
+
+    id: Serial
+    tenant = ForeignKey(Tenant, null=False, on_delete=OnDelete.cascade, index=True)
+    email = Varchar(length=254)
+    role = Varchar(length=10, choices=Role, default=Role.VIEWER)
+    token_hash = Varchar(length=64, unique=True, secret=True)
+    created_at = Timestamptz()
+    expires_at = Timestamptz()
+
+
+class Tries(Table):
+    """How often something was tried since `since`: logins of a mailbox, of an address. `key` is a hash of which."""
+
+    key = Varchar(length=64, primary_key=True, default=None)
+    count = Integer(default=0)
+    since = Timestamptz(index=True)
+
+
+class Erasure(Table):
+    """A deleted app whose rows are to go from the event store, which may be away when the app is deleted."""
+
+    app_id = UUID(primary_key=True, default=None)
+    requested_at = Timestamptz()
 
 
 class Revision(Table):
@@ -142,6 +171,9 @@ TABLES: tuple[type[Table], ...] = (
     AppToken,
     ApiKey,
     Session,
+    Invitation,
+    Tries,
+    Erasure,
     Revision,
     EventId,
 )
