@@ -200,7 +200,10 @@ async def run(settings: Settings, role: Role) -> None:
     if store is not None:
         from web.app import create_app  # not in `collect`: it would cost its start half a second and 40 MB
 
-        pages = cast("ASGIApp", create_app(store, settings.public_url, version("onepx")))
+        pages = cast(
+            "ASGIApp",
+            create_app(store, public_url=settings.public_url, pixel_url=settings.pixel_url, version=version("onepx")),
+        )
 
     server = Server(
         dispatch(pixel, operations, pages),

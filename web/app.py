@@ -1,61 +1,70 @@
-"""The Litestar application: the JSON API and its documentation. (Pixels never come here: server/pixel.py.)"""
+"""The Litestar application: pages, the JSON API and its documentation. (Pixels never come here: server/pixel.py.)"""
 
 import sqlite3
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 import structlog
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from litestar import Litestar, MediaType, Request, Response, get
+from litestar import Litestar, MediaType, Request, Response, Router
+from litestar.config.compression import CompressionConfig
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.response import Redirect
-from litestar.static_files import create_static_files_router  # pyright: ignore[reportUnknownVariableType]
+from litestar.types import Scope
 
 from tenants.errors import InvalidValue, NotFound, Unavailable
 from tenants.events import Queries
 from web.api import api
+from web.assets import Assets, static
+from web.guards import DEPENDENCIES, AnyRequest, Forbidden, LoginNeeded, login_address
+from web.origin import SameOrigin
+from web.pages import PAGES
+from web.rendering import is_htmx, render, templates
 
 log = structlog.get_logger()
 
-_HERE = Path(__file__).parent
-_templates = Environment(
-    loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
-
-# Everything a page needs comes from here; nothing may frame it, no script runs in it.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
+_AWAY = "A database does not answer right now; hits are kept meanwhile."
+_BUG = "Something went wrong on our side; it was logged."
 
 
-class _ReferencePage(OpenAPIRenderPlugin):
-    """The API's reference as a plain page: no script, so it works under the strict policy and everywhere."""
+def create_app(
+    event_store: Queries,
+    *,
+    public_url: str,
+    version: str,
+    pixel_url: str = "",
+    client_address: Callable[[Scope], str] = lambda scope: scope["client"][0] if scope["client"] else "",
+) -> Litestar:
+    """The application over an event store; the control database is bound to the tables already.
 
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        page = _templates.get_template("api_reference.html")
-        return page.render(schema=openapi_schema, site=request.app.state.public_url).encode()
-
-
-@get("/", include_in_schema=False, status_code=302)
-async def home() -> Redirect:
-    """Where somebody who opens the address in a browser finds what to do next."""
-    return Redirect("/api/docs")
-
-
-def create_app(event_store: Queries, public_url: str, version: str) -> Litestar:
-    """The application over an event store; the control database is bound to the tables already."""
+    `client_address` tells whose request it is, through whatever proxies are trusted.
+    """
+    pixel_url = pixel_url or public_url
+    state = State(
+        {
+            "event_store": event_store,
+            "public_url": public_url,
+            "pixel_url": pixel_url,
+            "secure": public_url.startswith("https:"),
+            "client_address": client_address,
+            "assets": Assets(),
+        }
+    )
+    pages = Router("/", route_handlers=PAGES, dependencies=DEPENDENCIES, include_in_schema=False)
     return Litestar(
-        [home, api, create_static_files_router("/static", [_HERE / "static"], include_in_schema=False)],
-        state=State({"event_store": event_store, "public_url": public_url}),
+        [pages, api, static],
+        state=state,
+        middleware=[DefineMiddleware(SameOrigin, public_url=public_url)],
+        # Files have their own; an export is streamed.
+        compression_config=CompressionConfig(backend="gzip", gzip_compress_level=5, exclude=["^/static/", "/export$"]),
         exception_handlers={
+            LoginNeeded: _login_needed,
+            Forbidden: _forbidden,
             NotFound: _not_found,
             InvalidValue: _invalid,
             Unavailable: _unavailable,
@@ -80,47 +89,100 @@ def create_app(event_store: Queries, public_url: str, version: str) -> Litestar:
         ),
         # A request body is never large here; forms and keys are small.
         request_max_body_size=1024**2,
-        before_send=[_add_page_headers],
+        before_send=[_page_headers(pixel_url)],
         logging_config=None,
     )
 
 
-async def _add_page_headers(message: Any, _scope: Any) -> None:
-    if message["type"] == "http.response.start":
-        present = {name.lower() for name, _ in message["headers"]}
-        message["headers"] = [
-            *message["headers"],
-            *((n.lower().encode(), v.encode()) for n, v in _PAGE_HEADERS.items() if n.lower().encode() not in present),
-        ]
+class _ReferencePage(OpenAPIRenderPlugin):
+    """The API's reference as a plain page: no script, so it works under the strict policy and everywhere."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        page = templates.get_template("api_reference.html")
+        context = {"asset": request.app.state.assets.address, "me": None, "notice": None, "request": request}
+        return page.render(context, schema=openapi_schema, site=request.app.state.public_url).encode()
 
 
-def _problem(status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> Response[dict[str, Any]]:
-    content = {"status_code": status, "detail": detail, **more}
-    return Response(content, status_code=status, media_type=MediaType.JSON, headers=headers)
+def _page_headers(pixel_url: str) -> Any:
+    """Everything a page needs comes from here, but for pixels; nothing may frame it, no foreign script runs in it."""
+    parts = urlsplit(pixel_url)
+    policy = (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' {parts.scheme}://{parts.netloc}; "
+        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+    headers = [
+        (b"content-security-policy", policy.encode()),
+        (b"referrer-policy", b"same-origin"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"cross-origin-opener-policy", b"same-origin"),
+    ]
+
+    async def add(message: Any, _scope: Any) -> None:
+        if message["type"] == "http.response.start":
+            present = {name.lower() for name, _ in message["headers"]}
+            message["headers"] = [*message["headers"], *(pair for pair in headers if pair[0] not in present)]
+
+    return add
 
 
-def _not_found(_request: Request[Any, Any, Any], _error: Exception) -> Response[dict[str, Any]]:
-    return _problem(404, "There is nothing here, or not for this API key.")
+async def _problem(
+    request: Request[Any, Any, Any],
+    status: int,
+    detail: str,
+    headers: dict[str, str] | None = None,
+    title: str = "That did not work",
+    **more: Any,
+) -> Response[Any]:
+    """JSON for the API; for people a page, or the fragment that stands where theirs would have stood."""
+    if request.url.path.startswith("/api/"):
+        content = {"status_code": status, "detail": detail, **more}
+        return Response(content, status_code=status, media_type=MediaType.JSON, headers=headers)
+    request = cast("AnyRequest", request)
+    try:
+        template = "_error.html" if is_htmx(request) else "error.html"
+        response = await render(request, template, status, title=title, detail=detail)
+    except Exception:  # the control database may be what is away: then nobody can be told who they are
+        request.state.me = None
+        response = await render(request, "error.html", status, title=title, detail=detail)
+    response.headers.update(headers or {})
+    return response
 
 
-def _invalid(_request: Request[Any, Any, Any], error: InvalidValue) -> Response[dict[str, Any]]:
-    return _problem(400, str(error), field=error.field)
+async def _login_needed(request: AnyRequest, _error: Exception) -> Response[Any]:
+    if is_htmx(request):
+        # The whole page has to go there, not a part of it.
+        return Response(b"", status_code=401, headers={"HX-Refresh": "true"})
+    return Response(b"", status_code=303, headers={"Location": login_address(request)})
 
 
-def _unavailable(_request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+async def _forbidden(request: AnyRequest, error: Exception) -> Response[Any]:
+    return await _problem(request, 403, str(error), title="Not with your role")
+
+
+async def _not_found(request: Request[Any, Any, Any], _error: Exception) -> Response[Any]:
+    if request.url.path.startswith("/api/"):
+        return await _problem(request, 404, "There is nothing here, or not for this API key.")
+    return await _problem(request, 404, "There is nothing at this address, or it is not yours.", title="Not found")
+
+
+async def _invalid(request: Request[Any, Any, Any], error: InvalidValue) -> Response[Any]:
+    return await _problem(request, 400, str(error), title="That cannot be used", field=error.field)
+
+
+async def _unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     log.warning("request cannot be answered now", error=type(error).__name__)
-    return _problem(503, "A database does not answer right now; hits are kept meanwhile.", {"Retry-After": "10"})
+    return await _problem(request, 503, _AWAY, {"Retry-After": "10"}, title="Not right now")
 
 
-def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
+async def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     if error.status_code == 404:
-        return _not_found(request, error)
+        return await _not_found(request, error)
     if error.status_code >= 500:
-        return _failed(request, error)
+        return await _failed(request, error)
     more = {"extra": error.extra} if error.extra else {}
-    return _problem(error.status_code, error.detail, dict(error.headers or {}), **more)
+    return await _problem(request, error.status_code, error.detail, dict(error.headers or {}), **more)
 
 
-def _failed(_request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+async def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     log.error("request failed", exc_info=error)
-    return _problem(500, "Something went wrong on our side; it was logged.")
+    return await _problem(request, 500, _BUG, title="Our mistake")

