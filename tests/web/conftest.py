@@ -1,4 +1,4 @@
-"""The pages over real databases, and people's browsers: of alice's tenant an owner, a member and a viewer; and bob's."""
+"""The pages over real databases, and browsers: of alice's tenant an owner, a member and a viewer; and bob's."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
