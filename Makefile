@@ -16,9 +16,12 @@ help:  ## this list
 serve: .venv/.serve  ## install what is missing and start onepx (settings: ONEPX_… in the environment)
 	@exec .venv/bin/onepx serve
 
-test: .venv/.dev  ## run the tests, with the PostgreSQL they need; ARGS="-k journal -x" goes to pytest
-	@compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || .ci/apt-install postgresql ||
-	  echo "Without PostgreSQL its tests are skipped; the summary names them." >&2
+test: .venv/.dev  ## run the tests, with the PostgreSQL and Chromium they need; ARGS="-k journal -x" goes to pytest
+	@missing=()
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+	command -v chromium >/dev/null || missing+=(chromium)
+	[ "$${#missing[@]}" = 0 ] || .ci/apt-install "$${missing[@]}" ||
+	  echo "Without $${missing[*]} the tests that need it are skipped; the summary names them." >&2
 	.venv/bin/pytest $(ARGS)
 
 bench: .venv/.dev  ## measure against nginx with wrk, print a table and write it to benchmarks/results.md
@@ -36,7 +39,7 @@ types: .venv/.dev  ## pyright, strict
 	.venv/bin/pyright
 
 clean:  ## remove what these commands made; the data folder stays
-	rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/.work
+	rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis benchmarks/.work web/static/vendor tests/browser/vendor tests/browser/screenshots
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.made:
@@ -53,13 +56,13 @@ clean:  ## remove what these commands made; the data folder stays
 	"$$python" -m venv .venv
 	echo "$(CURDIR)" >$@
 
-# pip takes seconds to find out that there is nothing to do: it is asked when pyproject.toml changed.
-.venv/.serve: pyproject.toml .venv/.made
+# pip takes seconds to find out that there is nothing to do: it is asked when pyproject.toml changed, or what pages load.
+.venv/.serve: pyproject.toml package-lock.json .venv/.made
 	@echo "Installing what onepx needs into .venv (about a minute, only the first time)"
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-.venv/.dev: pyproject.toml .venv/.made
+.venv/.dev: pyproject.toml package-lock.json .venv/.made
 	@echo "Installing onepx and its development tools into .venv"
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch .venv/.serve $@

@@ -1,0 +1,71 @@
+"""A real browser in front of a real server: Debian's Chromium, with JavaScript and without."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machine import Machine
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+
+
+@pytest.fixture(scope="session")
+def running_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    machine = Machine(tmp_path_factory.mktemp("site"))
+    machine.start()
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def machine(running_site: Machine) -> Iterator[Machine]:
+    """A machine with `onepx serve`, shared by all stories: make a tenant of your own."""
+    yield running_site
+    running_site.check_logs()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A running Chromium; where none is installed, tests that need it are skipped."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed (Debian and Ubuntu: the package chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program,
+            # As root, which tests in a container are, Chromium runs only without its sandbox; pages are our own.
+            args=["--no-sandbox", "--disable-quic", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[True, False], ids=["script", "no-script"])
+def javascript(request: pytest.FixtureRequest) -> bool:
+    """Whether the browser of `page` runs scripts; a test that takes it is told with and without."""
+    return request.param
+
+
+@pytest.fixture
+def context(request: pytest.FixtureRequest, chromium: Browser, machine: Machine) -> Iterator[BrowserContext]:
+    """A browser of somebody's own: no cookies yet."""
+    script: bool = request.getfixturevalue("javascript") if "javascript" in request.fixturenames else True
+    context = chromium.new_context(
+        base_url=f"http://127.0.0.1:{machine.process.port}", java_script_enabled=script, locale="en-GB"
+    )
+    context.set_default_timeout(10_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A tab. Whatever a page's script says is wrong, and whatever the content policy refuses, fails the test."""
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    yield page
+    assert not wrong, wrong
