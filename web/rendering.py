@@ -3,7 +3,6 @@
 Numbers are for people and exact on hover; money is never rounded. Times are in the zone that the page is about.
 """
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -102,17 +101,24 @@ def is_htmx(request: AnyRequest) -> bool:
     return "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
 
 
+def _common(request: AnyRequest) -> dict[str, Any]:
+    return {
+        "request": request,
+        "asset": request.app.state.assets.address,
+        "site": request.app.state.public_url,
+    }
+
+
+def fragment(request: AnyRequest, template: str, **context: Any) -> Markup:
+    """A part of a page, to be placed in another template."""
+    return Markup(templates.get_template(template).render({**_common(request), **context}))  # noqa: S704 (autoescaped)
+
+
 async def render(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:
     """A page or fragment. Beside `context` a template has `request`, `me` (or None), `asset`, `notice` and `site`."""
     me = await maybe_me(request)
     notice = NOTICES.get(request.cookies.get("notice", ""))
-    common: Mapping[str, Any] = {
-        "request": request,
-        "me": me,
-        "asset": request.app.state.assets.address,
-        "notice": notice,
-        "site": request.app.state.public_url,
-    }
+    common = {**_common(request), "me": me, "notice": notice}
     body = templates.get_template(template).render({**common, **context}).encode()
     # What a tenant sees is not kept by caches, nor shown again after logging out.
     headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}

@@ -1,0 +1,264 @@
+"""An app's numbers: events, revenue, and what was rejected or limited.
+
+A page is its frame, with the period and the filters; its panels are fetched by themselves, so that a slow one holds up
+nothing. A browser without script asks for the page once more, as a whole (`whole=1`). Both ways one function makes what
+a panel shows.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from litestar import Response, get
+from litestar.exceptions import NotFoundException
+from markupsafe import Markup
+
+from tenants.apps import list_apps
+from tenants.currencies import MINOR_UNITS
+from tenants.errors import InvalidValue, Unavailable
+from tenants.events import Queries
+from tenants.reports.breakdown import breakdown
+from tenants.reports.fields import fields
+from tenants.reports.first_hit import has_hits
+from tenants.reports.overview import overview
+from tenants.reports.rejected import rejected
+from tenants.reports.revenue import latest_orders, largest_orders, revenue, revenue_by, revenue_series
+from tenants.reports.series import series
+from tenants.reports.tokens import tokens
+from tenants.reports.totals import totals
+from tenants.reports.traffic import limited_minutes, traffic
+from tenants.reports.usage import usage
+from tenants.snippets import img_tag, pixel_url
+from tenants.tokens import list_tokens
+from web.guards import AnyRequest, OurApp, Viewer
+from web.rendering import fragment, go, plain_money, render
+from web.view import View, added_filter, bucket_label, filterable, view_of
+
+Context = dict[str, Any]
+Panel = Callable[[View, Queries, Mapping[str, str]], Awaitable[Context]]
+
+# The fields that events can be broken down by beside those of params.
+_COLUMNS = ("event_token", "category", "currency")
+
+
+def _exactly(value: int) -> tuple[int, str]:
+    return value, f"{value:,}"
+
+
+async def _totals(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
+    return {"totals": await totals(view.app, store, view.period, view.filters)}
+
+
+async def _events_chart(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
+    found = await series(view.app, store, view.period, view.filters)
+    columns = [
+        (
+            line.event_token if line.event_token is not None else "all others",
+            view.only("event_token", line.event_token) if line.event_token is not None else None,
+            [_exactly(count) for count in line.events],
+        )
+        for line in found.lines
+    ]
+    return {"columns": columns, "labels": [bucket_label(at, found.interval) for at in found.buckets]}
+
+
+async def _tokens(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
+    return {"found": await tokens(view.app, store, view.period, view.filters)}
+
+
+async def _breakdown(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
+    known = await fields(view.app, store, view.period, view.filters)
+    field = asked.get("field") or (known.fields[0].field if known.fields else "")
+    found = await breakdown(view.app, store, view.period, view.filters, field) if field else None
+    return {"known": known, "field": field, "found": found}
+
+
+async def _revenue(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
+    rows = await revenue(view.app, store, view.period, view.filters)
+    currency = _currency(asked, [row.currency for row in rows])
+    columns: list[Any] = []
+    labels: list[tuple[str, str]] = []
+    if currency:
+        found = await revenue_series(view.app, store, view.period, view.filters)
+        line = next((line for line in found.lines if line.currency == currency), None)
+        labels = [bucket_label(at, found.interval) for at in found.buckets]
+        if line is not None:
+            columns = [
+                ("Gross", None, [(amount, plain_money(amount, currency)) for amount in line.gross]),
+                ("Refunded", None, [(-amount, plain_money(-amount, currency)) for amount in line.refunded]),
+                ("Net", None, [(amount, plain_money(amount, currency)) for amount in line.net]),
+            ]
+    scale = 10 ** MINOR_UNITS.get(currency, 2)
+    return {"rows": rows, "currency": currency, "columns": columns, "labels": labels, "scale": scale}
+
+
+async def _revenue_by(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
+    currencies = [row.currency for row in await revenue(view.app, store, view.period, view.filters)]
+    currency = _currency(asked, currencies)
+    known = await fields(view.app, store, view.period, view.filters)
+    field = asked.get("field") or "event_token"
+    found = await revenue_by(view.app, store, view.period, view.filters, field, currency) if currency else None
+    return {"known": known, "field": field, "currencies": currencies, "currency": currency, "found": found}
+
+
+async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
+    currencies = [row.currency for row in await revenue(view.app, store, view.period, view.filters)]
+    currency = _currency(asked, currencies)
+    largest = await largest_orders(view.app, store, view.period, view.filters, currency) if currency else []
+    latest = await latest_orders(view.app, store, view.period, view.filters)
+    return {"largest": largest, "latest": latest, "currencies": currencies, "currency": currency}
+
+
+def _currency(asked: Mapping[str, str], currencies: list[str]) -> str:
+    """The currency asked for, else the one with most orders; '' when nothing was sold."""
+    wanted = asked.get("in", "").upper()
+    return wanted if wanted in currencies else (currencies[0] if currencies else "")
+
+
+async def _rejected(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
+    return {"reasons": await rejected(view.app, store, view.period)}
+
+
+async def _traffic(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
+    found = await traffic(view.app, store, view.period)
+    lines = (("Rejected", found.rejected), ("Limited", found.limited), ("Duplicates", found.duplicate))
+    columns = [(name, None, [_exactly(count) for count in counts]) for name, counts in lines]
+    minutes = await limited_minutes(view.app, store, view.period)
+    labels = [bucket_label(at, found.interval) for at in found.buckets]
+    sums = {name: sum(counts) for name, counts in lines} | {"Recorded": sum(found.recorded)}
+    return {"columns": columns, "labels": labels, "minutes": minutes, "sums": sums}
+
+
+async def _fields(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
+    found = await fields(view.app, store, view.period, view.filters)
+    return {"options": [*_COLUMNS, *(each.field.removeprefix("params.") for each in found.fields)]}
+
+
+async def _values(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
+    """What the field that is being filtered has had; nothing while its name is not a whole one."""
+    try:
+        field = filterable(asked.get("add_field", ""))
+    except InvalidValue:
+        return {"options": []}
+    found = await breakdown(view.app, store, view.period, view.filters, field, limit=50)
+    return {"options": [each.value for each in found.values if each.value]}
+
+
+PANELS: dict[str, Panel] = {
+    "fields": _fields,
+    "values": _values,
+    "totals": _totals,
+    "chart": _events_chart,
+    "tokens": _tokens,
+    "breakdown": _breakdown,
+    "revenue": _revenue,
+    "revenue-by": _revenue_by,
+    "orders": _orders,
+    "rejected": _rejected,
+    "traffic": _traffic,
+}
+
+
+async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[str, str]) -> Context:
+    """What a panel's template has. What cannot be answered is said in the panel, and harms no other."""
+    context: Context = {"view": view, "app": view.app, "whole": view.whole, "failed": ""}
+    try:
+        context |= await PANELS[name](view, store, asked)
+    except InvalidValue as error:
+        context["failed"] = str(error)
+    except Unavailable:
+        if not view.whole:
+            raise  # answered as 503, with a button that tries again
+        context["failed"] = "The event store does not answer right now. Hits are kept meanwhile; reload in a minute."
+    return context
+
+
+async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...]) -> Response[bytes]:
+    view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"))
+    pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
+    try:
+        filters = added_filter(view, pairs)
+    except InvalidValue as error:
+        filters = None
+        view = View(app, view.period, view.filters, view.path, view.whole, f"The filter was not added: {error}")
+    if filters is not None:
+        return go(view.link(filters))
+    store: Queries = request.app.state.event_store
+    asked = dict(pairs)
+    panels: dict[str, Markup] = {}
+    for name in names if view.whole else ():
+        panels[name] = fragment(request, f"app/_{name}.html", **await _panel_context(view, store, name, asked))
+    whole = f"{view.path}?{view.query(whole='1')}"
+    return await render(
+        request, f"app/{tab or 'events'}.html", app=app, tab=tab, view=view, panels=panels, whole_address=whole
+    )
+
+
+@get("/apps/{app_id:str}")
+async def events_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+    """What happened; for an app that was never hit, its snippet and a place to wait for the first hit."""
+    try:
+        waiting = not await has_hits(app, request.app.state.event_store)
+    except Unavailable:
+        waiting = False  # the panels say so
+    if waiting:
+        return await render(request, "app/waiting.html", app=app, tab="", **await _waiting(request, app))
+    return await _page(request, app, "", ("totals", "chart", "tokens", "breakdown"))
+
+
+async def _waiting(request: AnyRequest, app: OurApp) -> Context:
+    token = next((each.token for each in await list_tokens(app) if each.is_live), None)
+    address = pixel_url(request.app.state.pixel_url, token, "event", "page_view") if token else ""
+    return {"token": token, "address": address, "snippet": img_tag(address) if token else ""}
+
+
+@get("/apps/{app_id:str}/waiting")
+async def waiting(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+    """Asked again and again until the first hit is there: then the page becomes the dashboard."""
+    if not await has_hits(app, request.app.state.event_store):
+        return Response(b"", status_code=204)
+    return Response(b"", status_code=200, headers={"HX-Refresh": "true"})
+
+
+@get("/apps/{app_id:str}/revenue")
+async def revenue_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+    """What was earned, each currency by itself."""
+    return await _page(request, app, "revenue", ("revenue", "revenue-by", "orders"))
+
+
+@get("/apps/{app_id:str}/rejected")
+async def rejected_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+    """Which hits did not count, and why."""
+    return await _page(request, app, "rejected", ("rejected", "traffic"))
+
+
+@get("/apps/{app_id:str}/panels/{name:str}")
+async def panel(request: AnyRequest, app: OurApp, name: str, viewer: Viewer) -> Response[bytes]:
+    """One panel of a page."""
+    if name not in PANELS:
+        raise NotFoundException
+    asked = dict(request.query_params.multi_items())
+    page = asked.get("page", "")
+    view = view_of(request, app, f"/apps/{app.id}/{page}" if page in ("revenue", "rejected") else f"/apps/{app.id}")
+    context = await _panel_context(view, request.app.state.event_store, name, asked)
+    template = "_options" if name in ("fields", "values") else f"_{name}"
+    return await render(request, f"app/{template}.html", **context)
+
+
+@get("/apps/counts")
+async def counts(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
+    """Today's numbers of all apps, each put into its place in the list."""
+    apps = await list_apps(viewer.tenant)
+    glances = await overview(viewer.tenant, apps, request.app.state.event_store, datetime.now(UTC))
+    return await render(request, "app/_counts.html", apps=apps, glances=glances)
+
+
+@get("/account/usage")
+async def limit_used(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
+    """How much of the tenant's limit is used."""
+    apps = await list_apps(viewer.tenant)
+    hour, day = await usage(viewer.tenant, apps, request.app.state.event_store, datetime.now(UTC))
+    return await render(request, "app/_usage.html", tenant=viewer.tenant, hour=hour, day=day)
+
+
+handlers = [events_page, waiting, revenue_page, rejected_page, panel, counts, limit_used]

@@ -1,0 +1,171 @@
+"""What a page of an app shows: its period and filters, which live in the address and in nothing else.
+
+So a link, the back button and a reload all mean the same. Addresses are built here, for templates to place.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+
+from tenants.errors import InvalidValue
+from tenants.reports.filters import Condition, Filters, field_of, filters_of
+from tenants.reports.period import INTERVALS, NAMES, Interval, Name, Period, period_of
+from tenants.tables import App
+from web.guards import AnyRequest
+
+PERIODS: dict[Name, str] = {
+    "today": "Today",
+    "24h": "Last 24 hours",
+    "7d": "Last 7 days",
+    "30d": "Last 30 days",
+    "90d": "Last 90 days",
+    "month": "This month",
+    "custom": "Chosen days",
+}
+_EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}
+
+
+class View(msgspec.Struct, frozen=True):
+    """The app, the period and the filters of a page. `problem` says which parameter of the address could not be used.
+
+    `path` is the page's own address; `whole` is for browsers without script: the panels are rendered with the page.
+    """
+
+    app: App
+    period: Period
+    filters: Filters
+    path: str
+    whole: bool
+    problem: str = ""
+
+    def query(self, filters: Filters | None = None, **more: str) -> str:
+        """Parameters that ask for this view, with other filters or more parameters; '' for the default view."""
+        period = self.period.query()
+        if period == {"period": "30d"}:
+            period = {}
+        pairs = [*period.items(), *(self.filters if filters is None else filters).pairs(), *more.items()]
+        return urlencode(pairs)
+
+    def link(self, filters: Filters | None = None, **more: str) -> str:
+        """The address of this page, with other filters or more parameters."""
+        query = self.query(filters, **more)
+        return f"{self.path}?{query}" if query else self.path
+
+    def only(self, field: str, value: str | None) -> str:
+        """The address of this page with one more filter."""
+        return self.link(self.filters.with_(field, value))
+
+    def panel(self, name: str, **more: str) -> str:
+        """The address of a panel of this view."""
+        return f"/apps/{self.app.id}/panels/{name}?{self.query(**more)}"
+
+    def chips(self) -> list[tuple[str, str]]:
+        """Each filter in words, and the address of this page without it."""
+        return [
+            (in_words(each), self.link(self.filters.without(each.field, each.value, negated=each.negated)))
+            for each in self.filters.conditions
+        ]
+
+    @property
+    def periods(self) -> list[tuple[str, str]]:
+        """What the menu of periods offers: (value, text)."""
+        return [(name, PERIODS[name]) for name in NAMES]
+
+    @property
+    def intervals(self) -> list[tuple[str, str]]:
+        """What the menu of intervals offers; '' leaves it to us."""
+        return [("", "automatic"), *((name, _EVERY[name]) for name in INTERVALS)]
+
+    @property
+    def span(self) -> str:
+        """The days it is about, in words."""
+        return days(self.period.first, self.period.last)
+
+    @property
+    def span_before(self) -> str:
+        """The days it is compared with, in words."""
+        return days(self.period.before.first, self.period.before.last)
+
+    def labels(self) -> list[tuple[str, str]]:
+        """Each bucket in full and in short."""
+        return [bucket_label(at, self.period.interval) for at in self.period.buckets]
+
+
+def view_of(request: AnyRequest, app: App, path: str) -> View:
+    """The view an address asks for; what cannot be used is left out, and said in `problem`."""
+    pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
+    problem = ""
+    try:
+        filters = filters_of(pairs)
+    except InvalidValue as error:
+        filters, problem = Filters(), f"A filter was left out ({error.field}): {error}"
+    values = dict(pairs)
+    now = datetime.now(UTC)
+    try:
+        period = period_of(values, app.timezone, now)
+    except InvalidValue as error:
+        period, problem = period_of({}, app.timezone, now), f"This shows the last 30 days. {error}"
+    return View(app, period, filters, path, values.get("whole") == "1", problem)
+
+
+def added_filter(view: View, pairs: Sequence[tuple[str, str]]) -> Filters | None:
+    """The filters after the form that adds one was sent, None when it was not. Raises InvalidValue."""
+    values = dict(pairs)
+    field = values.get("add_field", "").strip()
+    if not field:
+        return None
+    field = filterable(field)
+    how = values.get("add_how", "is")
+    negated = how.endswith("not")
+    if how.startswith("sent"):
+        return view.filters.with_(field, None, negated=not negated)
+    value = values.get("add_value", "").strip()
+    # Through the address's own rules: what a link may not hold cannot be added either.
+    return filters_of([*view.filters.pairs(), *Filters((Condition(field, value, negated),)).pairs()])
+
+
+def filterable(typed: str) -> str:
+    """The field that people mean by the name of their value, without `params.`. Raises InvalidValue."""
+    typed = typed.strip()
+    known = typed in ("category", "event_token", "currency") or typed.startswith("params.")
+    return field_of(typed if known else f"params.{typed}", "add_field")
+
+
+def in_words(condition: Condition) -> str:
+    """A filter as people say it: `plan is pro`."""
+    field = condition.field.removeprefix("params.").replace("event_token", "event token")
+    if condition.value is None:
+        return f"{field} was {'sent' if condition.negated else 'not sent'}"
+    return f"{field} is {'not ' if condition.negated else ''}{condition.value or '(empty)'}"
+
+
+def days(first: date, last: date) -> str:
+    """`3 – 9 Nov 2026`, with no more of the first day than differs."""
+    end = f"{last.day} {last:%b %Y}"
+    if first == last:
+        return end
+    if first.year != last.year:
+        return f"{first.day} {first:%b %Y} – {end}"
+    return f"{first.day} {first:%b} – {end}" if first.month != last.month else f"{first.day} – {end}"
+
+
+def bucket_label(at: datetime, interval: Interval) -> tuple[str, str]:
+    """A bucket in full, for tables and tooltips, and in short, for an axis."""
+    if interval == "hour":
+        # The hour that clocks show twice is told apart by its distance from UTC.
+        twice = at.replace(fold=0).utcoffset() != at.replace(fold=1).utcoffset()
+        zone = f" UTC{at:%z}" if twice else ""
+        return f"{at:%a} {at.day} {at:%b, %H:%M}{zone}", f"{at:%H:%M}" if at.hour else f"{at.day} {at:%b}"
+    if interval == "day":
+        return f"{at:%a} {at.day} {at:%b %Y}", f"{at.day} {at:%b}"
+    if interval == "week":
+        return f"Week of {at.day} {at:%b %Y}", f"{at.day} {at:%b}"
+    return f"{at:%B %Y}", f"{at:%b %Y}"
+
+
+def panel_context(view: View, **more: Any) -> dict[str, Any]:
+    """What every panel's template has."""
+    return {"view": view, "app": view.app, "whole": view.whole, **more}
