@@ -36,6 +36,8 @@ T = TypeVar("T")
 _READERS = 2
 # A query that takes longer holds a reader from everybody.
 _QUERY_SECONDS = 30
+# A change may rewrite a large part; one that takes longer goes on by itself, and is asked for again.
+_CHANGE_SECONDS = 600
 _CONNECT_SECONDS = 3
 # clickhouse-connect loads pandas only to see that what we hand it is none of it: 50 MB. None makes an import fail.
 sys.modules.setdefault("pandas", None)  # pyright: ignore[reportArgumentType]
@@ -82,11 +84,12 @@ class EventStore:
         self._tmp_dir = tmp_dir
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="report")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="insert")
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._clients: list[Client] = []
 
-    def _connect(self) -> Client:
+    def _connect(self, seconds: int) -> Client:
         parts = urlsplit(self.url)
-        settings: dict[str, Any] = {"max_execution_time": _QUERY_SECONDS}
+        settings: dict[str, Any] = {"max_execution_time": seconds}
         if self.embedded:
             return clickhouse_connect.get_client(dsn=f"chdb://{unquote(parts.path)}", settings=settings)
         secure = parts.scheme == "clickhouses"
@@ -98,17 +101,17 @@ class EventStore:
             database=unquote(parts.path.strip("/")) or "default",
             secure=secure,
             connect_timeout=_CONNECT_SECONDS,
-            send_receive_timeout=_QUERY_SECONDS + 5,
+            send_receive_timeout=seconds + 5,
             autogenerate_session_id=False,
             settings=settings,
         )
 
-    def _run(self, work: Callable[[Client], T]) -> T:
+    def _run(self, work: Callable[[Client], T], seconds: int = _QUERY_SECONDS) -> T:
         """`work` with this thread's client. Raises EventStoreUnavailable or EventStoreRefused."""
         try:
             client: Client | None = getattr(self._local, "client", None)
             if client is None:
-                client = self._local.client = self._connect()
+                client = self._local.client = self._connect(seconds)
                 self._clients.append(client)
             return work(client)
         except DataError as error:
@@ -127,6 +130,17 @@ class EventStore:
             return list(found.named_results())
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
+
+    async def change(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+        """Run a statement that changes what is stored, to its end. Raises EventStoreUnavailable or EventStoreRefused.
+
+        On a thread of its own: it may rewrite a whole month of events.
+        """
+
+        def run(client: Client) -> None:
+            client.command(sql, parameters=dict(parameters or {}), settings={"mutations_sync": 1})
+
+        await asyncio.get_running_loop().run_in_executor(self._changes, self._run, run, _CHANGE_SECONDS)
 
     async def insert(self, table: str, rows: Sequence[Sequence[Any]], token: str) -> None:
         """Insert rows of `COLUMNS[table]`, synced, once for each `token`.
@@ -186,7 +200,7 @@ class EventStore:
 
         def compare(client: Client) -> list[str]:
             applied = _applied(client) if client.command("EXISTS TABLE migrations") else set[str]()
-            return [name for name, _ in _migrations() if name not in applied]
+            return [name for name, _ in migrations() if name not in applied]
 
         return self._run(compare)
 
@@ -198,6 +212,7 @@ class EventStore:
         """Close all clients; the embedded engine flushes and lets go of its folder."""
         self._readers.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)
+        self._changes.shutdown(cancel_futures=True)
         for client in self._clients:
             client.close()
 
@@ -236,7 +251,8 @@ def write_native(table: str, rows: Sequence[Sequence[Any]], folder: Path) -> Pat
     return path
 
 
-def _migrations() -> list[tuple[str, str]]:
+def migrations() -> list[tuple[str, str]]:
+    """(name, SQL) of every migration, in their order."""
     folder = resources.files("migrations") / "events"
     files = [file for file in folder.iterdir() if file.name.endswith(".sql")]
     return sorted((file.name.removesuffix(".sql"), file.read_text()) for file in files)
@@ -271,7 +287,7 @@ def _migrate(client: Client) -> list[str]:
     )
     applied = _applied(client)
     done: list[str] = []
-    for name, sql in _migrations():
+    for name, sql in migrations():
         if name in applied:
             continue
         began = time.monotonic()

@@ -36,6 +36,7 @@ EVENT_COLUMNS = (
     ("user_agent", "LowCardinality(String)"),
     ("referrer_host", "LowCardinality(String)"),
     ("sec_purpose", "LowCardinality(String)"),
+    ("query", "String"),
 )
 REJECTION_COLUMNS = (
     ("app_id", "UUID"),
@@ -106,6 +107,7 @@ def event_row(
         text_of(user_agent),
         referrer_host(referrer),
         text_of(sec_purpose),
+        event.query,
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from uuid import UUID, uuid4
 
 import msgspec
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_hits_properties import OBJECTS
 
-from server.event_store import EventStore, EventStoreRefused
+from server.event_store import EventStore, EventStoreRefused, migrations, statements
 from server.journal import hit_id
 from tenants.errors import InvalidValue
 from tenants.events import (
@@ -117,7 +117,7 @@ async def test_what_came_with_the_request_is_kept(event_store: EventStore) -> No
     (stored,) = await event_store.query("SELECT * FROM events WHERE app_id = {app:UUID}", {"app": str(shop.id)})
     kept = {
         name: stored[name]
-        for name in ("email", "uuid", "fbid", "network", "referrer_host", "sec_purpose", "user_agent")
+        for name in ("email", "uuid", "fbid", "network", "referrer_host", "sec_purpose", "user_agent", "query")
     }
     assert kept == {
         "email": "ann@example.com",
@@ -127,8 +127,22 @@ async def test_what_came_with_the_request_is_kept(event_store: EventStore) -> No
         "referrer_host": "shop.example",
         "sec_purpose": "prefetch",
         "user_agent": "caf\ufffd \x00",
+        "query": "event_token=e&params=" + quote('{"email":"Ann@Example.com","uuid":7,"fbid":"100004"}'),
     }
     assert "EAAB-secret" not in repr(stored)
+
+
+async def test_events_from_before_their_queries_were_kept_have_an_empty_one(event_store: EventStore) -> None:
+    (_, first), (_, second) = migrations()[:2]
+    for statement in (
+        statements(first)[0].replace("events", "earlier", 1),
+        "INSERT INTO earlier (event_token, params_text) SELECT 'e', '{}'",
+        statements(second)[0].replace("events", "earlier", 1),
+    ):
+        await event_store.change(statement)
+    rows = await event_store.query("SELECT event_token, query FROM earlier")
+    await event_store.change("DROP TABLE earlier")
+    assert rows == [{"event_token": "e", "query": ""}]
 
 
 async def test_pages_follow_each_other_without_gap_or_overlap(event_store: EventStore) -> None:

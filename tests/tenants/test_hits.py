@@ -3,12 +3,21 @@
 import base64
 import json
 import math
+from itertools import product
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 
-from tenants.hits import WARNINGS, Category, Event, Rejection, decode, wants_debug
+from tenants.hits import (
+    WARNINGS,
+    Category,
+    Event,
+    Rejection,
+    _hides_nothing,  # pyright: ignore[reportPrivateUsage]
+    decode,
+    wants_debug,
+)
 
 
 def event(query: str | bytes, category: Category = "event", privacy: bool = False) -> Event:
@@ -626,6 +635,42 @@ def test_the_sentence_of_a_rejection_shows_no_access_token() -> None:
 )
 def test_a_rejection_with_a_privacy_signal_shows_no_special_field(sent: str, kept: str) -> None:
     assert rejection(sent, privacy=True).query == kept
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("cb=17&x=%zz&amp;y=1&&", "cb=17&x=%zz&amp;y=1&&"),
+        (f"params={BASE64}", f"params={BASE64}"),
+        (f"params={quote(TEXT_OF_OBJECT)}&n=Nf", f"params={quote(TEXT_OF_OBJECT)}&n=Nf"),
+        (f"params={quote(SECRET)}", f"params={WITHOUT}"),
+        (f"params={b64(SECRET)}", f"params={WITHOUT}"),
+        (f"params={quote(b64(SECRET))}&cb=%31", f"params={WITHOUT}&cb=%31"),
+        ("params=e30&x=" + b64(SECRET), "params=e30"),
+        ("params=e30&ACCESS%5Ftoken=EAAB", "params=e30"),
+        ('params={"access\\u005ftoken":"EAAB"}', "params=%7B%7D"),
+        ("params={}&x=access\\u005ftoken:EAAB", "params={}"),
+        ("params=" + b64('{"a":"b' * 400), "params=" + b64('{"a":"b' * 400)),
+    ],
+)
+def test_an_event_keeps_its_query_without_access_token(sent: str, kept: str) -> None:
+    assert event(f"event_token=t&{sent}").query == f"event_token=t&{kept}"
+
+
+def test_an_event_with_a_privacy_signal_keeps_no_special_field_in_its_query() -> None:
+    sent = 'event_token=t&params={"email":"ann@example.com","a":"b c"}'
+    assert event(sent, privacy=True).query == f"event_token=t&params={WITHOUT}"
+    assert event(sent).query == sent
+
+
+def test_no_way_to_write_an_access_token_in_base64_is_overlooked() -> None:
+    """What spares events the whole search for secrets knows every letter case and every place in Base64."""
+    assert _hides_nothing(b"cb=" + base64.b64encode(b"access_code"), b"")
+    letters = [(letter, letter.upper()) if letter.isalpha() else (letter,) for letter in "access_token"]
+    words = ["".join(word).encode() for word in product(*letters)] + [b"\\u00"]
+    for word, before, after in product(words, (b"", b"x", b"\xff\x00"), (b"", b"~", b"\0\xff")):
+        query = base64.b64encode(before + word + after).rstrip(b"=")
+        assert not _hides_nothing(query, query)
 
 
 @pytest.mark.parametrize(
