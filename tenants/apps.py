@@ -4,6 +4,7 @@
 
 from datetime import UTC, datetime
 from functools import cache
+from uuid import UUID
 from zoneinfo import available_timezones
 
 from tenants import tokens
@@ -24,6 +25,19 @@ async def create_app(tenant: Tenant, name: str, currency: str = "USD") -> tuple[
 async def list_apps(tenant: Tenant) -> list[App]:
     """The tenant's apps, oldest first."""
     return await App.objects().where(App.tenant == tenant.id).order_by(App.created_at)
+
+
+async def find_app(tenant: Tenant, app_id: str) -> App:
+    """The tenant's app with this id as a page's address has it; raises NotFound."""
+    try:
+        number = UUID(app_id)
+    except ValueError:
+        raise NotFound from None
+    # Python reads braces and missing hyphens too; an app has one address.
+    found = await App.objects().where(App.id == number, App.tenant == tenant.id).first()
+    if found is None or str(number) != app_id:
+        raise NotFound
+    return found
 
 
 async def app_by_token(tenant: Tenant, token: str) -> App:
