@@ -22,7 +22,7 @@ from tenants.reports.fields import fields
 from tenants.reports.first_hit import has_hits
 from tenants.reports.overview import overview
 from tenants.reports.rejected import rejected
-from tenants.reports.revenue import latest_orders, largest_orders, revenue, revenue_by, revenue_series
+from tenants.reports.revenue import largest_orders, latest_orders, revenue, revenue_by, revenue_series
 from tenants.reports.series import series
 from tenants.reports.tokens import tokens
 from tenants.reports.totals import totals
@@ -195,7 +195,7 @@ async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ..
 
 
 @get("/apps/{app_id:str}")
-async def events_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+async def events_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """What happened; for an app that was never hit, its snippet and a place to wait for the first hit."""
     try:
         waiting = not await has_hits(app, request.app.state.event_store)
@@ -213,7 +213,7 @@ async def _waiting(request: AnyRequest, app: OurApp) -> Context:
 
 
 @get("/apps/{app_id:str}/waiting")
-async def waiting(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+async def waiting(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """Asked again and again until the first hit is there: then the page becomes the dashboard."""
     if not await has_hits(app, request.app.state.event_store):
         return Response(b"", status_code=204)
@@ -221,19 +221,19 @@ async def waiting(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[
 
 
 @get("/apps/{app_id:str}/revenue")
-async def revenue_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+async def revenue_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """What was earned, each currency by itself."""
     return await _page(request, app, "revenue", ("revenue", "revenue-by", "orders"))
 
 
 @get("/apps/{app_id:str}/rejected")
-async def rejected_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+async def rejected_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """Which hits did not count, and why."""
     return await _page(request, app, "rejected", ("rejected", "traffic"))
 
 
 @get("/apps/{app_id:str}/panels/{name:str}")
-async def panel(request: AnyRequest, app: OurApp, name: str, viewer: Viewer) -> Response[bytes]:
+async def panel(request: AnyRequest, app: OurApp, name: str) -> Response[bytes]:
     """One panel of a page."""
     if name not in PANELS:
         raise NotFoundException

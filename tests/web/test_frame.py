@@ -1,0 +1,172 @@
+"""The frame of the pages: assets, headers, other sites' forms, error pages, how numbers read."""
+
+import gzip
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from web.assets import Assets
+from web.origin import SameOrigin
+from web.rendering import ago, moment, money, number, percent
+
+
+async def test_assets_are_kept_for_ever_under_their_hash_and_are_compressed(anonymous: httpx.AsyncClient) -> None:
+    page = await anonymous.get("/login")
+    address = page.text.partition('<link rel="stylesheet" href="')[2].partition('"')[0]
+    reply = await anonymous.get(address)
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith("text/css")
+    assert reply.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert reply.headers["content-encoding"] == "gzip"
+    plain = await anonymous.get(address, headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.content == reply.content
+    assert (await anonymous.get(address.replace("/static/", "/static/0"))).status_code == 404
+
+
+def test_an_asset_that_changes_has_another_address(tmp_path: Path) -> None:
+    (tmp_path / "vendor").mkdir()
+    (tmp_path / "vendor/htmx.js").write_text("one")
+    before = Assets(tmp_path)
+    (tmp_path / "vendor/htmx.js").write_text("two")
+    after = Assets(tmp_path)
+    assert before.address("vendor/htmx.js") != after.address("vendor/htmx.js")
+    found = before.find(before.address("vendor/htmx.js").removeprefix("/static/"))
+    assert found is not None
+    assert gzip.decompress(found.compressed) == found.body == b"one"
+
+
+def test_without_the_libraries_from_npm_nothing_starts(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="build the package"):
+        Assets(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/api/docs", "/nothing-here", "/apps"])
+async def test_every_page_carries_the_strict_policy(anonymous: httpx.AsyncClient, path: str) -> None:
+    reply = await anonymous.get(path)
+    policy = dict(part.strip().split(" ", 1) for part in reply.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["form-action"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert "unsafe" not in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "same-origin", "origin": "https://evil.example"}, True),
+        ({"sec-fetch-site": "same-site", "origin": "https://px.example.com"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "none"}, False),
+        ({"origin": "https://px.example.com"}, True),
+        ({"origin": "https://PX.example.com"}, True),
+        ({"origin": "http://px.example.com"}, False),
+        ({"origin": "https://px.example.com.evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:8000"}, True),
+        ({"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:9000"}, False),
+        ({"origin": "http://", "host": ""}, False),
+        ({"referer": "https://px.example.com/login"}, False),
+        ({}, False),
+    ],
+)
+async def test_forms_of_other_sites_are_refused(headers: dict[str, str], allowed: bool) -> None:
+    reached: list[str] = []
+    sent: list[int] = []
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        reached.append("app")
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            sent.append(int(str(message["status"])))
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError("nothing is read")
+
+    guard = SameOrigin(app, "https://px.example.com")  # pyright: ignore[reportArgumentType]
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        reached.clear()
+        sent.clear()
+        scope = {
+            "type": "http",
+            "method": method,
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }
+        await guard(scope, receive, send)  # pyright: ignore[reportArgumentType]
+        assert (reached, sent) == ((["app"], []) if allowed else ([], [403]))
+    scope = {"type": "http", "method": "GET", "headers": []}
+    await guard(scope, receive, send)  # pyright: ignore[reportArgumentType]
+    assert reached[-1:] == ["app"]
+
+
+async def test_errors_are_pages_for_people_and_json_for_programs(anonymous: httpx.AsyncClient) -> None:
+    page = await anonymous.get("/nothing-here")
+    assert page.status_code == 404
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<h1>Not found</h1>" in page.text
+    program = await anonymous.get("/api/v1/nothing-here")
+    assert program.status_code == 404
+    assert program.json()["status_code"] == 404
+
+
+async def test_whoever_is_not_logged_in_is_led_to_the_login_and_back(anonymous: httpx.AsyncClient) -> None:
+    reply = await anonymous.get("/apps?period=7d&params.x=a%26b")
+    assert reply.status_code == 303
+    assert reply.headers["location"] == "/login?next=%2Fapps%3Fperiod%3D7d%26params.x%3Da%2526b"
+    fragment = await anonymous.get("/apps/counts", headers={"HX-Request": "true"})
+    assert (fragment.status_code, fragment.headers["hx-refresh"]) == (401, "true")
+
+
+async def test_pages_are_not_kept_by_caches(owner: httpx.AsyncClient) -> None:
+    reply = await owner.get("/apps")
+    assert reply.status_code == 200
+    assert reply.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (-7, "-7"),
+        (9_999, "9,999"),
+        (10_000, "10.0\u202fk"),
+        (12_345, "12.3\u202fk"),
+        (999_999, "999\u202fk"),
+        (1_000_000, "1.00\u202fM"),
+        (-1_239_999, "-1.23\u202fM"),
+        (10**15, "1000\u202fT"),
+    ],
+)
+def test_numbers_are_for_people_and_exact_on_hover(value: int, shown: str) -> None:
+    text = str(number(value))
+    assert f">{shown}<" in text
+    assert (f'title="{value:,}"' in text) == (abs(value) > 9_999)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "shown"),
+    [
+        (2500, "USD", "25.00 USD"),
+        (-5, "EUR", "-0.05 EUR"),
+        (1_234_567, "JPY", "1,234,567 JPY"),
+        (1_234_567, "KWD", "1,234.567 KWD"),
+        (10**15, "CLF", "100,000,000,000.0000 CLF"),
+    ],
+)
+def test_money_is_exact(amount: int, currency: str, shown: str) -> None:
+    assert money(amount, currency) == shown
+
+
+def test_times_are_in_the_zone_of_the_page() -> None:
+    at = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+    assert ">29 Mar 2026, 03:30<" in str(moment(at, "Europe/Berlin"))
+    assert ">29 Mar 2026, 07:00:00<" in str(moment(at, "Asia/Kolkata", seconds=True))
+    assert ">2 days ago<" in str(ago(at, at + timedelta(days=2, hours=5)))
+    assert ">1 minute ago<" in str(ago(at, at + timedelta(seconds=61)))
+    assert ">just now<" in str(ago(at, at + timedelta(seconds=59)))
+    assert percent(0.1234) == "12.3\u202f%"
