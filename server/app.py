@@ -285,7 +285,7 @@ async def announce(settings: Settings, pages: bool) -> None:
     while not await asyncio.to_thread(_accepts, settings):  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     if pages:
-        hint = "make a tenant with `onepx tenant create`, or look around with `onepx demo`"
+        hint = f"sign up at {settings.public_url}/signup, or look around with `onepx demo`"
         print(f"onepx serves {settings.public_url} — next: {hint}; Ctrl-C stops.", flush=True)  # noqa: T201
     else:
         print(f"onepx collects pixels on http://{settings.host}:{settings.port}; Ctrl-C stops.", flush=True)  # noqa: T201

@@ -6,6 +6,7 @@ They take the way all hits take, so the running server digests them; without one
 import asyncio
 import hashlib
 import random
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from server.settings import Settings
 from tenants import accounts, apps, keys
 from tenants.errors import NotFound
 from tenants.snippets import encode_params
-from tenants.tables import App
+from tenants.tables import App, User
 
 _DAYS = 90
 _DAY = 86_400
@@ -71,7 +72,8 @@ class _Visitor:
 
 def make_demo(settings: Settings) -> tuple[dict[str, Any], str]:
     """Make the tenant (or find the one of an earlier demo) and a new app of 90 days; returns (data, text) to print."""
-    app, token, key = asyncio.run(_make_app(settings))
+    password = secrets.token_urlsafe(12)
+    app, token, key = asyncio.run(_make_app(settings, password))
     # The same shop at every call, but for its ids.
     luck = random.Random(90)  # noqa: S311 (make-believe)
     hits = sorted(_hits(app.id, luck, time.time()))
@@ -82,11 +84,21 @@ def make_demo(settings: Settings) -> tuple[dict[str, Any], str]:
     server = running_server(settings)
     base = f"http://{server['host']}:{server['port']}" if server else settings.public_url
     api = f"{base}/api/v1/apps/{token}"
-    data = {"email": _EMAIL, "token": token, "key": key, "hits": len(hits), "events": f"{api}/events"}
+    data = {
+        "email": _EMAIL,
+        "password": password,
+        "token": token,
+        "key": key,
+        "hits": len(hits),
+        "events": f"{api}/events",
+    }
     first = "" if server else "Start `onepx serve` first: it digests them within seconds.\n"
     text = (
         f"Demo app {app.name}: {len(hits):,} hits of the last {_DAYS} days, app token {token}.\n{first}"
-        f"Look at it:\n"
+        f"Look at it: {base}/login\n"
+        f"  e-mail    {_EMAIL}\n"
+        f"  password  {password}\n"
+        f"or read it by program:\n"
         f"  curl -H 'Authorization: Bearer {key}' '{api}/events?limit=5'\n"
         f"  curl -H 'Authorization: Bearer {key}' '{api}/events?category=revenue&limit=5'\n"
         f"  curl -H 'Authorization: Bearer {key}' '{api}/rejections?limit=5'"
@@ -94,7 +106,7 @@ def make_demo(settings: Settings) -> tuple[dict[str, Any], str]:
     return data, text
 
 
-async def _make_app(settings: Settings) -> tuple[App, str, str]:
+async def _make_app(settings: Settings, password: str) -> tuple[App, str, str]:
     database = Database(settings.database_url)
     await database.start()
     try:
@@ -103,6 +115,9 @@ async def _make_app(settings: Settings) -> tuple[App, str, str]:
             tenant = await accounts.tenant_by_email(_EMAIL)
         except NotFound:
             tenant, _ = await accounts.create_tenant("Demo", _EMAIL, None)
+        owner = await User.objects().where(User.email == _EMAIL).first()
+        if owner is not None:
+            await accounts.set_password(owner, password)
         app, token = await apps.create_app(tenant, "Boots & Blooms", "EUR")
         _, key = await keys.create_key(tenant, "Demo")
     finally:
