@@ -7,7 +7,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 
 from tenants.errors import NotFound
-from tenants.tables import ApiKey, Tenant, clean_name
+from tenants.tables import ApiKey, Tenant, as_key, clean_name
 
 # Often enough to see whether a key is still in use, without a write for each of its requests.
 LAST_USED_EVERY = timedelta(minutes=1)
@@ -43,10 +43,7 @@ async def list_keys(tenant: Tenant) -> list[ApiKey]:
 
 async def revoke_key(tenant: Tenant, key_id: int) -> None:
     """End the key now; one revoked before stays as it is. Raises NotFound unless it is this tenant's."""
-    # PostgreSQL refuses a number that its column cannot hold.
-    if not 0 < key_id < 2**31:
-        raise NotFound
-    key = await ApiKey.objects().where(ApiKey.id == key_id, ApiKey.tenant == tenant.id).first()
+    key = await ApiKey.objects().where(ApiKey.id == as_key(key_id), ApiKey.tenant == tenant.id).first()
     if key is None:
         raise NotFound
     await ApiKey.update({ApiKey.revoked_at: datetime.now(UTC)}).where(ApiKey.id == key_id, ApiKey.revoked_at.is_null())
