@@ -1,6 +1,6 @@
 """A tenant's apps."""
 # Piccolo's annotations leave type arguments open.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from datetime import UTC, datetime
 from functools import cache
@@ -10,14 +10,24 @@ from zoneinfo import available_timezones
 from tenants import tokens
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue, NotFound
-from tenants.tables import App, AppToken, Tenant, clean_name, transaction
+from tenants.tables import App, AppToken, Erasure, Tenant, clean_name, transaction
 
 
-async def create_app(tenant: Tenant, name: str, currency: str = "USD") -> tuple[App, str]:
-    """A new app and its first token; raises InvalidValue for the name or the currency."""
-    app = App(tenant=tenant.id, name=clean_name(name), currency=_clean_currency(currency))
+async def create_app(tenant: Tenant, name: str, currency: str = "USD", timezone: str = "UTC") -> tuple[App, str]:
+    """A new app and its first token; two apps may have one name.
+
+    Raises InvalidValue for the name, the currency or the time zone, or NotFound when the tenant is gone.
+    """
+    app = App(
+        tenant=tenant.id,
+        name=clean_name(name),
+        currency=_clean_currency(currency),
+        timezone=_clean_timezone(timezone),
+    )
     async with transaction():
         revision = await tokens.next_revision()
+        if not await Tenant.exists().where(Tenant.id == tenant.id):
+            raise NotFound
         await app.save()
         return app, await tokens.add_token(app, revision)
 
@@ -28,7 +38,7 @@ async def list_apps(tenant: Tenant) -> list[App]:
 
 
 async def find_app(tenant: Tenant, app_id: str) -> App:
-    """The tenant's app with this id as a page's address has it; raises NotFound."""
+    """The tenant's app with this id, written as in its addresses; raises NotFound."""
     try:
         number = UUID(app_id)
     except ValueError:
@@ -65,9 +75,7 @@ async def change_app(
     if currency is not None:
         app.currency = _clean_currency(currency)
     if timezone is not None:
-        if timezone not in _timezones():
-            raise InvalidValue("timezone", "A time zone is a name such as Europe/Berlin.")
-        app.timezone = timezone
+        app.timezone = _clean_timezone(timezone)
     if honour_privacy_signals is not None:
         app.honour_privacy_signals = honour_privacy_signals
     async with transaction():
@@ -91,14 +99,25 @@ async def change_app(
 async def delete_app(app: App) -> None:
     """Remove the app and revoke its tokens for good; deleting it again changes nothing.
 
-    Its rows in the event store are not touched.
+    Its rows in the event store go soon after: see erasures.py.
     """
     async with transaction():
         await tokens.stamp_app(app)
-        await AppToken.update({AppToken.app: None, AppToken.revoked_at: datetime.now(UTC)}).where(
-            AppToken.app == app.id
-        )
-        await App.delete().where(App.id == app.id)
+        await remove_apps([app.id])
+
+
+async def remove_apps(app_ids: list[UUID]) -> None:
+    """Remove the apps, inside a transaction that stamped their tokens."""
+    now = datetime.now(UTC)
+    await AppToken.update({AppToken.app: None, AppToken.revoked_at: now}).where(AppToken.app.is_in(app_ids))
+    gone = await App.delete().where(App.id.is_in(app_ids)).returning(App.id)
+    for row in gone:
+        await Erasure(app_id=row["id"], requested_at=now).save()
+
+
+def timezones() -> list[str]:
+    """The time zones to choose from: UTC, then every place; older names are understood but not offered."""
+    return ["UTC", *sorted(zone for zone in _timezones() if "/" in zone and not zone.startswith("Etc/"))]
 
 
 def _clean_currency(currency: str) -> str:
@@ -108,7 +127,13 @@ def _clean_currency(currency: str) -> str:
     return currency
 
 
+def _clean_timezone(timezone: str) -> str:
+    if timezone not in _timezones():
+        raise InvalidValue("timezone", "A time zone is a name such as Europe/Berlin.")
+    return timezone
+
+
 @cache
-def _timezones() -> set[str]:
-    # Reading the folder of time zones takes milliseconds.
-    return available_timezones()
+def _timezones() -> frozenset[str]:
+    # Reading the folder of time zones takes milliseconds. "Factory" means "not set", "localtime" the machine's own.
+    return frozenset(available_timezones() - {"Factory", "localtime"})

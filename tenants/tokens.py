@@ -14,12 +14,15 @@ Take the revision first in a transaction: two that lock rows in different order 
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from uuid import UUID
 
 import msgspec
 
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import App, AppToken, Revision, Tenant, transaction
+
+State = Literal["live", "ends", "ended", "revoked"]
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -72,6 +75,20 @@ async def revoke(tenant: Tenant, token: str) -> None:
         await AppToken.update({AppToken.revoked_at: datetime.now(UTC), AppToken.revision: revision}).where(
             AppToken.id == found.id, AppToken.revoked_at.is_null()
         )
+
+
+async def list_tokens(app: App) -> list[AppToken]:
+    """The app's tokens, ended and revoked ones too, newest first; `state` says how each one is."""
+    return await AppToken.objects().where(AppToken.app == app.id).order_by(AppToken.id, ascending=False)
+
+
+def state(token: AppToken, now: datetime) -> State:
+    """Whether the token takes hits: for good, until `expires_at`, or no longer (since `expires_at`, `revoked_at`)."""
+    if token.revoked_at:
+        return "revoked"
+    if not token.expires_at:
+        return "live"
+    return "ends" if token.expires_at > now else "ended"
 
 
 async def find(tenant: Tenant, token: str) -> AppToken:

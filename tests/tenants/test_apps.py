@@ -1,11 +1,13 @@
 import re
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 
 from server.database import Database
 from tenants import apps, tokens
 from tenants.errors import InvalidValue, NotFound
-from tenants.tables import App, Tenant
+from tenants.tables import App, Erasure, Tenant
 
 
 async def test_a_new_app_takes_hits(database: Database, alice: Tenant) -> None:
@@ -16,6 +18,33 @@ async def test_a_new_app_takes_hits(database: Database, alice: Tenant) -> None:
     assert (stored.id, stored.name, stored.currency) == (app.id, "Shop", "EUR")
     assert (stored.timezone, stored.honour_privacy_signals) == ("UTC", True)
     assert [app.name for app in await apps.list_apps(alice)] == ["First", "Shop"]
+
+
+async def test_an_app_is_found_by_its_id_within_its_tenant(database: Database, alice: Tenant, bob: Tenant) -> None:
+    app, _ = await apps.create_app(alice, "Shop", "EUR", "Asia/Kolkata")
+    namesake, _ = await apps.create_app(alice, "Shop")
+    found = await apps.find_app(alice, str(app.id))
+    assert (found.id, found.name, found.timezone) == (app.id, "Shop", "Asia/Kolkata")
+    assert (await apps.find_app(alice, str(namesake.id))).id == namesake.id
+    for tenant, app_id in (
+        (bob, str(app.id)),
+        (alice, str(uuid4())),
+        (alice, str(app.id).upper()),
+        (alice, app.id.hex),
+        (alice, f"{{{app.id}}}"),
+        (alice, "0"),
+        (alice, ""),
+        (alice, "\0" * 36),
+    ):
+        with pytest.raises(NotFound):
+            await apps.find_app(tenant, app_id)
+
+
+async def test_no_app_for_a_tenant_that_is_gone(database: Database, alice: Tenant) -> None:
+    await Tenant.delete().where(Tenant.id == alice.id)
+    with pytest.raises(NotFound):
+        await apps.create_app(alice, "Shop")
+    assert await tokens.unscoped_routes(0) == []
 
 
 async def test_bob_cannot_reach_alices_app(database: Database, alice: Tenant, bob: Tenant) -> None:
@@ -65,7 +94,10 @@ async def test_a_deleted_app_is_gone_and_its_token_heard_of(database: Database, 
     with pytest.raises(NotFound):
         await apps.change_app(app, name="Store")
     assert await App.count() == 0
-    assert await tokens.unscoped_routes(route.revision) == []
+    await apps.delete_app(app)
+    (erasure,) = await Erasure.select()
+    assert erasure["app_id"] == app.id
+    assert datetime.now(UTC) - erasure["requested_at"] < timedelta(minutes=1)
 
 
 async def test_an_app_whose_tokens_nobody_heard_the_end_of_cannot_be_deleted(database: Database, alice: Tenant) -> None:
@@ -84,10 +116,20 @@ async def test_currencies_that_are_none(database: Database, alice: Tenant, curre
     assert await App.count() == 0
 
 
-@pytest.mark.parametrize("timezone", ["", "Mars/Olympus", "../etc/passwd", "UTC\0"])
+@pytest.mark.parametrize("timezone", ["Factory", "localtime", "", "Mars/Olympus", "../etc/passwd", "UTC\0"])
 async def test_time_zones_that_are_none(database: Database, alice: Tenant, timezone: str) -> None:
     app, token = await apps.create_app(alice, "Shop")
     with pytest.raises(InvalidValue) as refused:
         await apps.change_app(app, name="Store", timezone=timezone)
     assert refused.value.field == "timezone"
     assert (await apps.app_by_token(alice, token)).name == "Shop"
+    with pytest.raises(InvalidValue):
+        await apps.create_app(alice, "Other", "EUR", timezone)
+    assert await App.count() == 1
+
+
+def test_time_zones_to_choose_from() -> None:
+    zones = apps.timezones()
+    assert zones[:2] == ["UTC", "Africa/Abidjan"]
+    assert {"Europe/Berlin", "Asia/Kathmandu", "America/Argentina/Buenos_Aires", "Pacific/Apia"} <= set(zones)
+    assert not any(zone.startswith("Etc/") or zone == "Factory" for zone in zones)

@@ -1,6 +1,6 @@
 import asyncio
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -83,6 +83,21 @@ async def test_bob_cannot_revoke_alices_token(database: Database, alice: Tenant,
         with pytest.raises(NotFound):
             await tokens.revoke(bob, wanted)
     assert await routes() == before
+
+
+async def test_tokens_are_listed_with_their_state(database: Database, alice: Tenant) -> None:
+    app, first = await create_app(alice, "Shop")
+    await create_app(alice, "Blog")
+    second = await tokens.rotate(app, timedelta(0))
+    third = await tokens.rotate(app, HOUR)
+    fourth = await tokens.issue(app)
+    await tokens.revoke(alice, fourth)
+    listed = await tokens.list_tokens(app)
+    assert [each.token for each in listed] == [fourth, third, second, first]
+    now = datetime.now(UTC)
+    assert [tokens.state(each, now) for each in listed] == ["revoked", "live", "ends", "ended"]
+    assert tokens.state(listed[2], now + 2 * HOUR) == "ended"
+    assert [each.last_used_at for each in listed] == [None] * 4
 
 
 async def test_a_negative_overlap(database: Database, alice: Tenant) -> None:
