@@ -24,7 +24,7 @@ from web.assets import Assets, static
 from web.guards import DEPENDENCIES, AnyRequest, Forbidden, LoginNeeded, login_address
 from web.origin import SameOrigin
 from web.pages import PAGES
-from web.rendering import is_htmx, render, templates
+from web.rendering import is_htmx, render_now, templates
 
 log = structlog.get_logger()
 
@@ -125,7 +125,7 @@ def _page_headers(pixel_url: str) -> Any:
     return add
 
 
-async def _problem(
+def _problem(
     request: Request[Any, Any, Any],
     status: int,
     detail: str,
@@ -138,51 +138,47 @@ async def _problem(
         content = {"status_code": status, "detail": detail, **more}
         return Response(content, status_code=status, media_type=MediaType.JSON, headers=headers)
     request = cast("AnyRequest", request)
-    try:
-        template = "_error.html" if is_htmx(request) else "error.html"
-        response = await render(request, template, status, title=title, detail=detail)
-    except Exception:  # the control database may be what is away: then nobody can be told who they are
-        request.state.me = None
-        response = await render(request, "error.html", status, title=title, detail=detail)
+    template = "_error.html" if is_htmx(request) else "error.html"
+    response = render_now(request, template, status, title=title, detail=detail)
     response.headers.update(headers or {})
     return response
 
 
-async def _login_needed(request: AnyRequest, _error: Exception) -> Response[Any]:
+def _login_needed(request: AnyRequest, _error: Exception) -> Response[Any]:
     if is_htmx(request):
         # The whole page has to go there, not a part of it.
         return Response(b"", status_code=401, headers={"HX-Refresh": "true"})
     return Response(b"", status_code=303, headers={"Location": login_address(request)})
 
 
-async def _forbidden(request: AnyRequest, error: Exception) -> Response[Any]:
-    return await _problem(request, 403, str(error), title="Not with your role")
+def _forbidden(request: AnyRequest, error: Exception) -> Response[Any]:
+    return _problem(request, 403, str(error), title="Not with your role")
 
 
-async def _not_found(request: Request[Any, Any, Any], _error: Exception) -> Response[Any]:
+def _not_found(request: Request[Any, Any, Any], _error: Exception) -> Response[Any]:
     if request.url.path.startswith("/api/"):
-        return await _problem(request, 404, "There is nothing here, or not for this API key.")
-    return await _problem(request, 404, "There is nothing at this address, or it is not yours.", title="Not found")
+        return _problem(request, 404, "There is nothing here, or not for this API key.")
+    return _problem(request, 404, "There is nothing at this address, or it is not yours.", title="Not found")
 
 
-async def _invalid(request: Request[Any, Any, Any], error: InvalidValue) -> Response[Any]:
-    return await _problem(request, 400, str(error), title="That cannot be used", field=error.field)
+def _invalid(request: Request[Any, Any, Any], error: InvalidValue) -> Response[Any]:
+    return _problem(request, 400, str(error), title="That cannot be used", field=error.field)
 
 
-async def _unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+def _unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     log.warning("request cannot be answered now", error=type(error).__name__)
-    return await _problem(request, 503, _AWAY, {"Retry-After": "10"}, title="Not right now")
+    return _problem(request, 503, _AWAY, {"Retry-After": "10"}, title="Not right now")
 
 
-async def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     if error.status_code == 404:
-        return await _not_found(request, error)
+        return _not_found(request, error)
     if error.status_code >= 500:
-        return await _failed(request, error)
-    more = {"extra": error.extra} if error.extra else {}
-    return await _problem(request, error.status_code, error.detail, dict(error.headers or {}), **more)
+        return _failed(request, error)
+    more: dict[str, Any] = {"extra": error.extra} if error.extra else {}
+    return _problem(request, error.status_code, error.detail, dict(error.headers or {}), **more)
 
 
-async def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     log.error("request failed", exc_info=error)
-    return await _problem(request, 500, _BUG, title="Our mistake")
+    return _problem(request, 500, _BUG, title="Our mistake")

@@ -116,9 +116,14 @@ def fragment(request: AnyRequest, template: str, **context: Any) -> Markup:
 
 async def render(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:
     """A page or fragment. Beside `context` a template has `request`, `me` (or None), `asset`, `notice` and `site`."""
-    me = await maybe_me(request)
+    await maybe_me(request)
+    return render_now(request, template, status, **context)
+
+
+def render_now(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:
+    """`render` where nothing can be awaited: `me` is whoever was asked for before, if anybody was."""
     notice = NOTICES.get(request.cookies.get("notice", ""))
-    common = {**_common(request), "me": me, "notice": notice}
+    common = {**_common(request), "me": request.state.get("me"), "notice": notice}
     body = templates.get_template(template).render({**common, **context}).encode()
     # What a tenant sees is not kept by caches, nor shown again after logging out.
     headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}

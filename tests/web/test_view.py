@@ -16,7 +16,7 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 def view(filters: Filters | None = None, **asked: str) -> View:
-    app = App(name="Shop", timezone="Europe/Berlin")
+    app = App(name="Shop", timezone="Europe/Berlin", tenant=1)
     return View(app, period_of(asked, app.timezone, NOW), filters or Filters(), "/apps/x", whole=False)
 
 

@@ -44,9 +44,26 @@ document.addEventListener("change", (event) => {
 });
 for (const button of document.querySelectorAll("form[data-auto] button[data-fallback]")) button.hidden = true;
 
-// A page in the background does not go on asking what is new.
+// A page in the background, or one that is paused, does not go on asking what is new.
 document.addEventListener("htmx:beforeRequest", (event) => {
-  if (document.hidden && event.target.hasAttribute("data-poll")) event.preventDefault();
+  const asking = event.target;
+  if (asking.hasAttribute("data-poll") && (document.hidden || asking.closest("[data-paused]"))) event.preventDefault();
+});
+
+// <button data-pause="#id">: what polls in that element waits.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-pause]");
+  if (!button) return;
+  const paused = document.querySelector(button.dataset.pause).toggleAttribute("data-paused");
+  button.setAttribute("aria-pressed", paused);
+  button.textContent = paused ? "Go on" : "Pause";
+  say(paused ? "Paused" : "Live again");
+});
+
+// <div data-most="200">: what grows at the top loses its oldest at the bottom.
+document.addEventListener("htmx:oobAfterSwap", (event) => {
+  const list = event.target.closest("[data-most]");
+  while (list && list.children.length > Number(list.dataset.most)) list.lastElementChild.remove();
 });
 
 // The server could not be reached at all, or not in time.
