@@ -40,6 +40,19 @@ WARNINGS = (
 )
 """Every warning an event can carry, in the order in which `Event.warnings` lists them."""
 
+WARNING_ADVICE = {
+    "invalid_params": "Send params as one JSON object, in Base64 or percent-encoded; what came could not be read.",
+    "ignored_fields": "Rename the fields of params that begin with $ or _, have a dot in their name or no name at all.",
+    "too_many_fields": f"Send at most {MAX_FIELDS} fields in params; those after the first {MAX_FIELDS} were left out.",
+    "too_deep": f"Nest fields of params at most {MAX_LEVELS} levels deep; what lies deeper was left out.",
+    "privacy_signal": "Nothing to change: the visitor asks not to be tracked, so email, uuid, fbid and access_token "
+    "were left out.",
+    "invalid_email": "Send one e-mail address in email; what came is none, and was left out.",
+    "invalid_uuid": f"Send a text or a whole number of 1 to {MAX_UUID} characters in uuid; what came was left out.",
+    "invalid_fbid": "Send a Facebook id of 1 to 20 digits in fbid; what came is none, and was left out.",
+}
+"""For each warning a sentence that says what to change."""
+
 
 class Event(msgspec.Struct, frozen=True, gc=False):
     """A hit that counts.
