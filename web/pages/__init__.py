@@ -4,4 +4,6 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-PAGES: Sequence[ControllerRouterHandler] = []
+from web.pages import dashboards, live
+
+PAGES: Sequence[ControllerRouterHandler] = [*dashboards.handlers, *live.handlers]

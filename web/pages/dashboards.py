@@ -29,7 +29,7 @@ from tenants.reports.totals import totals
 from tenants.reports.traffic import limited_minutes, traffic
 from tenants.reports.usage import usage
 from tenants.snippets import img_tag, pixel_url
-from tenants.tokens import list_tokens
+from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.rendering import fragment, go, plain_money, render
 from web.view import View, added_filter, bucket_label, filterable, view_of
@@ -207,7 +207,8 @@ async def events_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
 
 
 async def _waiting(request: AnyRequest, app: OurApp) -> Context:
-    token = next((each.token for each in await list_tokens(app) if each.is_live), None)
+    now = datetime.now(UTC)
+    token = next((each.token for each in await list_tokens(app) if state(each, now) == "live"), None)
     address = pixel_url(request.app.state.pixel_url, token, "event", "page_view") if token else ""
     return {"token": token, "address": address, "snippet": img_tag(address) if token else ""}
 
