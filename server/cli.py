@@ -6,6 +6,7 @@ Errors are one line on standard error and exit status 2. `--json` prints one obj
 import argparse
 import asyncio
 import functools
+import getpass
 import json
 import os
 import shutil
@@ -26,9 +27,9 @@ from server.digest import State
 from server.event_store import EventStore
 from server.settings import Settings, WrongSetting
 from server.workers import supervise
-from tenants import accounts, apps, keys, tokens
+from tenants import accounts, apps, keys, sessions, tokens
 from tenants.errors import InvalidValue, NotFound, Unavailable
-from tenants.tables import App, Tenant
+from tenants.tables import App, Tenant, User
 
 Arguments = argparse.Namespace
 
@@ -296,6 +297,22 @@ async def _tenant_limit(settings: Settings, arguments: Arguments) -> int:
 
 
 @_with_database
+async def _user_password(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    user = await User.objects().where(User.email == arguments.email.strip().lower()).first()
+    if user is None:
+        raise _Stop(f"nobody has the e-mail address {arguments.email}")
+    password = arguments.password
+    if password is None:
+        password = getpass.getpass("New password: ")
+        if password != getpass.getpass("Once more: "):
+            raise _Stop("the two passwords differ; nothing was changed")
+    await accounts.set_password(user, password)
+    await sessions.end_all(user)
+    return _say(arguments, {"email": user.email}, f"{user.email} has a new password, and is logged out everywhere.")
+
+
+@_with_database
 async def _app_create(settings: Settings, arguments: Arguments) -> int:
     tenant = await _tenant(arguments)
     app, token = await apps.create_app(tenant, arguments.name, arguments.currency)
@@ -417,6 +434,11 @@ def _parser() -> argparse.ArgumentParser:
     made = of_tenant(verb(tenant, "limit", "limit a tenant's hits, over all its apps", _tenant_limit))
     made.add_argument("--rate", type=_count, required=True, help="events a second")
     made.add_argument("--burst", type=_count, required=True, help="events at once")
+
+    user = group("user", "people who log in")
+    made = verb(user, "password", "give somebody who forgot theirs a new password", _user_password)
+    made.add_argument("--email", required=True, help="their e-mail address")
+    made.add_argument("--password", help="the new password; asked for if not given")
 
     app = group("app", "a tenant's apps and their tokens")
     made = of_tenant(verb(app, "create", "make an app and print its token", _app_create))
