@@ -4,6 +4,6 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import dashboards, live
+from web.pages import dashboards, live, snippet
 
-PAGES: Sequence[ControllerRouterHandler] = [*dashboards.handlers, *live.handlers]
+PAGES: Sequence[ControllerRouterHandler] = [*dashboards.handlers, *live.handlers, *snippet.handlers]
