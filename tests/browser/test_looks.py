@@ -1,0 +1,130 @@
+"""Every page, light and dark, wide and phone-narrow: axe finds nothing against WCAG AA, nothing sticks out, and a
+screenshot of it is written to `screenshots/` for people to look at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from machine import Machine
+from playwright.sync_api import Browser, Page
+from shop import Shop, open_shop
+
+AXE = Path(__file__).parent / "vendor/axe.js"
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+WCAG_AA = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+# (name of the screenshot, address; APP is the app with hits, NEW the one without)
+PUBLIC = [
+    ("landing", "/"),
+    ("signup", "/signup"),
+    ("login", "/login"),
+    ("not-found", "/nothing-here"),
+    ("api", "/api/docs"),
+]
+INSIDE = [
+    ("apps", "/apps"),
+    ("events", "APP"),
+    ("events-filtered", "APP?period=7d&event_token=signup&params.plan=pro"),
+    ("events-empty", "APP?event_token=nothing"),
+    ("events-hours", "APP?period=today&interval=hour"),
+    ("revenue", "APP/revenue"),
+    ("live", "APP/live"),
+    ("live-none", "APP/live?text=nothing-like-this"),
+    ("rejected", "APP/rejected"),
+    ("settings", "APP/settings"),
+    ("waiting", "NEW"),
+    ("snippet", "APP/snippet"),
+    (
+        "snippet-revenue",
+        "APP/snippet?category=revenue&event_token=purchase&amount=25.00&as=json"
+        "&json=%7B%22plan%22%3A%22pro%22%2C%22email%22%3A%22a%40example.com%22%7D&target=python",
+    ),
+    ("snippet-wrong", "APP/snippet?event_token=&as=json&json=%7B%22plan%22%3A+%7D"),
+    ("revenue-none", "NEW/revenue"),
+    ("rejected-none", "NEW/rejected"),
+    ("account", "/account"),
+    ("people", "/account/people"),
+    ("keys", "/account/keys"),
+    ("delete-account", "/account/delete"),
+]
+
+
+@pytest.fixture(scope="module")
+def shop(running_site: Machine) -> Shop:
+    return open_shop(running_site)
+
+
+@pytest.fixture(scope="module")
+def new_app(shop: Shop) -> str:
+    """The id of an app that was never hit."""
+    made = shop.machine.run("app", "create", "--tenant", shop.owner, "--name", "Newsletter")
+    return str(made["app"])
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> Literal["light", "dark"]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def outside(chromium: Browser, shop: Shop, scheme: Literal["light", "dark"]) -> Iterator[Page]:
+    yield from _tab(chromium, shop, scheme)
+
+
+@pytest.fixture(scope="module")
+def inside(chromium: Browser, shop: Shop, scheme: Literal["light", "dark"]) -> Iterator[Page]:
+    """A tab of the owner's."""
+    for page in _tab(chromium, shop, scheme):
+        shop.log_in(page)
+        yield page
+
+
+def _tab(chromium: Browser, shop: Shop, scheme: Literal["light", "dark"]) -> Iterator[Page]:
+    context = chromium.new_context(
+        base_url=f"http://127.0.0.1:{shop.machine.process.port}", color_scheme=scheme, reduced_motion="reduce"
+    )
+    context.set_default_timeout(10_000)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.parametrize(("name", "address"), PUBLIC, ids=[name for name, _ in PUBLIC])
+def test_public_pages(outside: Page, scheme: str, name: str, address: str) -> None:
+    look_at(outside, scheme, name, address)
+
+
+@pytest.mark.parametrize(("name", "address"), INSIDE, ids=[name for name, _ in INSIDE])
+def test_pages_behind_the_login(inside: Page, shop: Shop, new_app: str, scheme: str, name: str, address: str) -> None:
+    look_at(inside, scheme, name, address.replace("APP", shop.path()).replace("NEW", f"/apps/{new_app}"))
+
+
+def look_at(page: Page, scheme: str, name: str, address: str) -> None:
+    """Open it in both widths."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    for width in (1280, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(address)
+        settled(page)
+        page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+        assert violations(page) == []
+
+
+def settled(page: Page) -> None:
+    """Wait until no panel is being fetched."""
+    page.wait_for_function(
+        "!document.querySelector('.loading') && !document.querySelector('.htmx-request:not([data-poll])')"
+    )
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds against WCAG AA: rule, and the elements."""
+    page.evaluate(AXE.read_text())
+    found: dict[str, Any] = page.evaluate(
+        "tags => axe.run(document, {runOnly: tags, resultTypes: ['violations']})", WCAG_AA
+    )
+    return [
+        f"{each['id']}: {each['help']}: " + "; ".join(node["html"][:200] for node in each["nodes"][:4])
+        for each in found["violations"]
+    ]
