@@ -104,6 +104,16 @@ async def find(tenant: Tenant, token: str) -> AppToken:
     return found
 
 
+async def find_of_app(app: App, token: str) -> AppToken:
+    """The app's token, ended or not; raises NotFound unless it is this app's."""
+    if not re.fullmatch(r"[0-9a-f]{24}", token):
+        raise NotFound
+    found = await AppToken.objects().where(AppToken.token == token, AppToken.app == app.id).first()
+    if found is None:
+        raise NotFound
+    return found
+
+
 async def unscoped_routes(after_revision: int) -> list[Route]:
     """Every token stamped after `after_revision` (0: all), in the order of their revisions."""
     rows = (

@@ -1,0 +1,198 @@
+"""A tenant's apps: the list, a new one, and one's settings, tokens and end."""
+
+from datetime import UTC, datetime, timedelta
+
+from litestar import Response, get, post
+from litestar.datastructures import FormMultiDict
+
+from tenants import apps, tokens
+from tenants.currencies import MINOR_UNITS
+from tenants.errors import InvalidValue
+from tenants.tables import App
+from web.guards import AnyRequest, Member, OurApp, Viewer
+from web.rendering import NOTICES, go, render
+
+OVERLAPS: dict[str, tuple[str, timedelta]] = {
+    "0": ("at once", timedelta(0)),
+    "1": ("in 1 hour", timedelta(hours=1)),
+    "24": ("in 1 day", timedelta(days=1)),
+    "168": ("in 7 days", timedelta(days=7)),
+    "720": ("in 30 days", timedelta(days=30)),
+}
+_OVERLAP = "168"
+
+NOTICES.update(
+    app_saved="Saved. It counts for hits from now on.",
+    app_deleted="The app is deleted. What it collected goes within minutes.",
+    token_issued="A new token is there. The others go on working.",
+    token_rotated="A new token is there: change your snippets to it. The others end as you chose.",
+    token_revoked="The token is revoked. Pixels with it are answered 404 from now on.",
+)
+
+
+def _choices(form: FormMultiDict | dict[str, str]) -> dict[str, object]:
+    """What the menus of a form offer, and what stands in its fields."""
+    return {
+        "currencies": [(code, code) for code in sorted(MINOR_UNITS)],
+        "timezones": [(zone, zone.replace("_", " ")) for zone in apps.timezones()],
+        "form": form,
+    }
+
+
+@get("/apps")
+async def list_page(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
+    """All apps; their numbers are fetched once the page is there."""
+    return await render(request, "apps/list.html", apps=await apps.list_apps(viewer.tenant))
+
+
+@get("/apps/new")
+async def new_page(request: AnyRequest, member: Member) -> Response[bytes]:
+    """The form of a new app, with what the newest one has."""
+    known = await apps.list_apps(member.tenant)
+    newest = known[-1] if known else App(tenant=member.tenant.id, name="")
+    form = {"name": "", "currency": newest.currency, "timezone": newest.timezone}
+    return await render(request, "apps/new.html", errors={}, **_choices(form))
+
+
+@post("/apps/new")
+async def create(request: AnyRequest, member: Member) -> Response[bytes]:
+    """A new app, which then shows its snippet."""
+    form = await request.form()
+    try:
+        app, _ = await apps.create_app(
+            member.tenant, _text(form, "name"), _text(form, "currency"), _text(form, "timezone")
+        )
+    except InvalidValue as error:
+        errors = {error.field: str(error)}
+        return await render(request, "apps/new.html", 422, errors=errors, **_choices(form))
+    return go(f"/apps/{app.id}")
+
+
+async def _settings(
+    request: AnyRequest, app: App, form: FormMultiDict | None = None, error: InvalidValue | None = None
+) -> Response[bytes]:
+    now = datetime.now(UTC)
+    listed = [(token, tokens.state(token, now)) for token in await tokens.list_tokens(app)]
+    kept = {
+        "name": app.name,
+        "currency": app.currency,
+        "timezone": app.timezone,
+        "honour_privacy_signals": "1" if app.honour_privacy_signals else "",
+    }
+    return await render(
+        request,
+        "apps/settings.html",
+        422 if error else 200,
+        app=app,
+        tab="settings",
+        listed=listed,
+        live=sum(state in ("live", "ends") for _, state in listed),
+        overlaps=[(hours, text) for hours, (text, _) in OVERLAPS.items()],
+        overlap=_OVERLAP,
+        errors={error.field: str(error)} if error else {},
+        **_choices(form if form is not None else kept),
+    )
+
+
+@get("/apps/{app_id:str}/settings")
+async def settings_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
+    """Name, currency, time zone, privacy signals, and the tokens."""
+    return await _settings(request, app)
+
+
+@post("/apps/{app_id:str}/settings")
+async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
+    """Keep what the form says."""
+    form = await request.form()
+    try:
+        await apps.change_app(
+            app,
+            name=_text(form, "name"),
+            currency=_text(form, "currency"),
+            timezone=_text(form, "timezone"),
+            honour_privacy_signals=_text(form, "honour_privacy_signals") == "1",
+        )
+    except InvalidValue as error:
+        # With the name that the app still has.
+        return await _settings(request, await apps.find_app(member.tenant, str(app.id)), form, error)
+    return go(f"/apps/{app.id}/settings", "app_saved")
+
+
+@post("/apps/{app_id:str}/tokens")
+async def issue(member: Member, app: OurApp) -> Response[bytes]:
+    """One more token; the others go on."""
+    del member
+    await tokens.issue(app)
+    return go(f"/apps/{app.id}/settings#tokens", "token_issued")
+
+
+@post("/apps/{app_id:str}/tokens/rotate")
+async def rotate(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
+    """A new token; the others end after the overlap chosen."""
+    del member
+    chosen = OVERLAPS.get(_text(await request.form(), "overlap"))
+    if chosen is None:
+        return await _settings(request, app, None, InvalidValue("overlap", "Choose when the other tokens end."))
+    await tokens.rotate(app, chosen[1])
+    return go(f"/apps/{app.id}/settings#tokens", "token_rotated")
+
+
+@get("/apps/{app_id:str}/tokens/{token:str}/revoke")
+async def revoke_page(request: AnyRequest, member: Member, app: OurApp, token: str) -> Response[bytes]:
+    """Asks once more: pixels with the token stop."""
+    found = await tokens.find_of_app(app, token)
+    now = datetime.now(UTC)
+    others = [
+        each
+        for each in await tokens.list_tokens(app)
+        if each.token != found.token and tokens.state(each, now) in ("live", "ends")
+    ]
+    return await render(request, "apps/revoke.html", app=app, tab="settings", token=found, last=not others)
+
+
+@post("/apps/{app_id:str}/tokens/{token:str}/revoke")
+async def revoke(member: Member, app: OurApp, token: str) -> Response[bytes]:
+    """End the token now."""
+    found = await tokens.find_of_app(app, token)
+    await tokens.revoke(member.tenant, found.token)
+    return go(f"/apps/{app.id}/settings#tokens", "token_revoked")
+
+
+@get("/apps/{app_id:str}/delete")
+async def delete_page(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
+    """Says what goes, and asks for the app's name."""
+    del member
+    return await render(request, "apps/delete.html", app=app, tab="settings", errors={}, typed="")
+
+
+@post("/apps/{app_id:str}/delete")
+async def delete(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
+    """Delete the app and all it collected, once its name was typed."""
+    del member
+    typed = _text(await request.form(), "name")
+    if typed.strip() != app.name:
+        errors = {"name": "Type the name of the app as it stands above."}
+        return await render(request, "apps/delete.html", 422, app=app, tab="settings", errors=errors, typed=typed)
+    await apps.delete_app(app)
+    return go("/apps", "app_deleted")
+
+
+def _text(form: FormMultiDict, name: str) -> str:
+    """A field as text; a file, which no form of ours sends, is none."""
+    value = form.get(name)
+    return value if isinstance(value, str) else ""
+
+
+handlers = [
+    list_page,
+    new_page,
+    create,
+    settings_page,
+    change,
+    issue,
+    rotate,
+    revoke_page,
+    revoke,
+    delete_page,
+    delete,
+]
