@@ -1,4 +1,8 @@
-"""Tenants and the people who log in to them."""
+"""Tenants and the people who log in to them.
+
+Everybody belongs to a tenant: a user whose last membership ends is removed with it. Nobody is left behind who could log
+in and see nothing, and their e-mail address is free to sign up or be invited again.
+"""
 # Piccolo's annotations leave type arguments open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -6,14 +10,15 @@ import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
-from tenants import tokens
+from tenants import apps, sessions, tokens, tries
 from tenants.errors import EmailTaken, InvalidValue, NotFound
-from tenants.tables import Membership, Role, Tenant, User, clean_name, transaction
+from tenants.tables import App, Invitation, Membership, Role, Session, Tenant, User, clean_name, transaction
 
 # argon2id with RFC 9106's low-memory parameters: 64 MiB and tens of milliseconds a password. The work
 # releases the GIL, so threads keep it off the event loop; two of them, so that a rush of logins takes
@@ -27,8 +32,30 @@ MIN_PASSWORD_CHARACTERS = 10
 # Nobody types more; without a limit a login form is a way to send us megabytes to hash.
 MAX_PASSWORD_BYTES = 1024
 
+_TAKEN = "This e-mail address has an account already."
+
 MAX_RATE = 1_000_000
 MAX_BURST = 10_000_000
+
+
+async def sign_up(
+    name: str, email: str, password: str, *, address: str, now: datetime, timezone: str = "UTC"
+) -> tuple[Tenant, User, App, str]:
+    """A new tenant, its owner, a first app and that app's token; all of it or nothing.
+
+    `timezone` is what the browser says; where we do not know it the app's is UTC. Raises EmailTaken, InvalidValue for
+    the name, e-mail or password, or TooManyTries for the network address.
+    """
+    name, email = clean_name(name), clean_email(email)
+    check_password(password)
+    await tries.begin_sign_up(address, now)
+    password_hash = await hash_password(password)
+    async with transaction():
+        revision = await tokens.next_revision()
+        tenant, user = await _add_tenant(name, email, password_hash)
+        app = App(tenant=tenant.id, name="My site", timezone=timezone if apps.is_timezone(timezone) else "UTC")
+        token = await apps.add_app(app, revision)
+    return tenant, user, app, token
 
 
 async def create_tenant(name: str, email: str, password: str | None) -> tuple[Tenant, User]:
@@ -36,24 +63,33 @@ async def create_tenant(name: str, email: str, password: str | None) -> tuple[Te
 
     Raises EmailTaken, or InvalidValue for the name, e-mail or password.
     """
-    name = clean_name(name)
-    email = _clean_email(email)
+    name, email = clean_name(name), clean_email(email)
     password_hash = None if password is None else await hash_password(password)
     async with transaction():
-        user = User(email=email, name=name, password_hash=password_hash)
-        # Not an error caught after the fact: on PostgreSQL that would have ended the transaction.
-        if not await User.insert(user).on_conflict(target=User.email, action="DO NOTHING").returning(User.id):
-            raise EmailTaken("email", "This e-mail address has an account already.")
-        tenant = Tenant(name=name)
-        await tenant.save()
-        await Membership(tenant=tenant.id, user=user.id, role=Role.OWNER).save()
+        return await _add_tenant(name, email, password_hash)
+
+
+async def _add_tenant(name: str, email: str, password_hash: str | None) -> tuple[Tenant, User]:
+    user = await add_user(name, email, password_hash)
+    tenant = Tenant(name=name)
+    await tenant.save()
+    await Membership(tenant=tenant.id, user=user.id, role=Role.OWNER).save()
     return tenant, user
+
+
+async def add_user(name: str, email: str, password_hash: str | None) -> User:
+    """A new user with a clean name and e-mail, inside a transaction that makes them a member. Raises EmailTaken."""
+    user = User(email=email, name=name, password_hash=password_hash)
+    # Not an error caught after the fact: on PostgreSQL that would have ended the transaction.
+    if not await User.insert(user).on_conflict(target=User.email, action="DO NOTHING").returning(User.id):
+        raise EmailTaken("email", _TAKEN)
+    return user
 
 
 async def tenant_by_email(email: str) -> Tenant:
     """The tenant whose owner has this e-mail address; raises NotFound."""
     try:
-        email = _clean_email(email)
+        email = clean_email(email)
     except InvalidValue:
         raise NotFound from None
     owned = Membership.select(Membership.tenant).where(Membership.user._.email == email, Membership.role == Role.OWNER)
@@ -75,15 +111,105 @@ async def set_limit(tenant: Tenant, rate: int, burst: int) -> None:
     tenant.rate, tenant.burst = rate, burst
 
 
+async def rename_tenant(tenant: Tenant, name: str) -> None:
+    """Raises InvalidValue."""
+    tenant.name = clean_name(name)
+    await Tenant.update({Tenant.name: tenant.name}).where(Tenant.id == tenant.id)
+
+
+async def delete_tenant(tenant: Tenant) -> None:
+    """Remove the tenant with all that is its own: apps, tokens, keys, invitations, and users who belong to no other.
+
+    Its rows in the event store go soon after: see erasures.py. Deleting it again changes nothing.
+    """
+    async with transaction():
+        await tokens.stamp_tenant(tenant)
+        # Somebody may be joining just now: their invitation is gone then, or they are among the members below.
+        await Invitation.delete().where(Invitation.tenant == tenant.id)
+        for app in await apps.list_apps(tenant):
+            await apps.remove_app(app.id)
+        members = await Membership.objects().where(Membership.tenant == tenant.id)
+        await Membership.delete().where(Membership.tenant == tenant.id)
+        # Those who stay need not log in again.
+        await Session.update({Session.tenant: None}).where(Session.tenant == tenant.id)
+        for member in members:
+            await remove_user_without_tenant(member.user)
+        await Tenant.delete().where(Tenant.id == tenant.id)
+
+
+async def remove_user_without_tenant(user_id: int) -> None:
+    """Remove the user if they belong to no tenant any more, inside the transaction that ended a membership."""
+    if not await Membership.exists().where(Membership.user == user_id):
+        await User.delete().where(User.id == user_id)
+
+
+async def log_in(email: str, password: str, *, address: str, now: datetime) -> User | None:
+    """The user with this e-mail address and password; it takes as long to find that there is none.
+
+    Raises TooManyTries, for unknown mailboxes too, before the password is looked at.
+    """
+    await tries.begin_login(email, address, now)
+    user = await authenticate(email, password)
+    if user is not None:
+        await tries.login_succeeded(email, address)
+    return user
+
+
 async def authenticate(email: str, password: str) -> User | None:
-    """The user with this e-mail address and password; it takes as long to find that there is none."""
+    """As log_in, without limits: for callers that have their own."""
     try:
-        email = _clean_email(email)
+        email = clean_email(email)
     except InvalidValue:
-        return None
+        # An address that cannot be one must not answer sooner than one that is not known.
+        email = ""
     user = await User.objects().where(User.email == email).first()
     right = await verify_password(user and user.password_hash, password)
     return user if right else None
+
+
+async def rename_user(user: User, name: str) -> None:
+    """Raises InvalidValue."""
+    user.name = clean_name(name)
+    await User.update({User.name: user.name}).where(User.id == user.id)
+
+
+async def change_email(user: User, email: str, current_password: str, *, address: str, now: datetime) -> None:
+    """Give the user another e-mail address; their sessions go on.
+
+    Raises EmailTaken, InvalidValue for the e-mail or the current password, or TooManyTries.
+    """
+    email = clean_email(email)
+    await _check_current(user, current_password, address, now)
+    async with transaction():
+        # Two at once on PostgreSQL: the unique index stops the second, who may try again and is told here.
+        if await User.exists().where(User.email == email, User.id != user.id):
+            raise EmailTaken("email", _TAKEN)
+        await User.update({User.email: email}).where(User.id == user.id)
+    user.email = email
+
+
+async def change_password(
+    user: User, password: str, current_password: str, keep: Session, *, address: str, now: datetime
+) -> None:
+    """Give the user another password and end all their sessions but the one to keep.
+
+    Raises InvalidValue for either password, or TooManyTries.
+    """
+    check_password(password)
+    await _check_current(user, current_password, address, now)
+    password_hash = await hash_password(password)
+    async with transaction():
+        await User.update({User.password_hash: password_hash}).where(User.id == user.id)
+        await sessions.end_all(user, keep)
+    user.password_hash = password_hash
+
+
+async def _check_current(user: User, password: str, address: str, now: datetime) -> None:
+    """Guessing the password in a browser left open is limited as guessing it from outside."""
+    await tries.begin_login(user.email, address, now)
+    if not await verify_password(user.password_hash, password):
+        raise InvalidValue("current_password", "This is not your current password.")
+    await tries.login_succeeded(user.email, address)
 
 
 async def set_password(user: User, password: str) -> None:
@@ -94,11 +220,16 @@ async def set_password(user: User, password: str) -> None:
 
 async def hash_password(password: str) -> str:
     """The argon2id hash, made off the event loop; raises InvalidValue for a weak or an endless password."""
+    check_password(password)
+    return await _off_the_loop(lambda: _hasher.hash(_password_bytes(password)))
+
+
+def check_password(password: str) -> None:
+    """Raises InvalidValue unless it can be somebody's password."""
     if len(password) < MIN_PASSWORD_CHARACTERS:
         raise InvalidValue("password", f"A password has at least {MIN_PASSWORD_CHARACTERS} characters.")
     if len(_password_bytes(password)) > MAX_PASSWORD_BYTES:
         raise InvalidValue("password", f"A password has at most {MAX_PASSWORD_BYTES} bytes.")
-    return await _off_the_loop(lambda: _hasher.hash(_password_bytes(password)))
 
 
 async def verify_password(password_hash: str | None, password: str) -> bool:
@@ -123,7 +254,7 @@ def _password_bytes(password: str) -> bytes:
     return password.encode(errors="surrogatepass")
 
 
-def _clean_email(email: str) -> str:
+def clean_email(email: str) -> str:
     """Stripped and lower-cased; raises InvalidValue. Whether it receives mail only a mail can tell."""
     email = email.strip().lower()
     if len(email) > 254 or not email.isprintable() or not re.fullmatch(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+", email):

@@ -1,6 +1,6 @@
 """A tenant's apps."""
 # Piccolo's annotations leave type arguments open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
 
 from datetime import UTC, datetime
 from functools import cache
@@ -28,8 +28,13 @@ async def create_app(tenant: Tenant, name: str, currency: str = "USD", timezone:
         revision = await tokens.next_revision()
         if not await Tenant.exists().where(Tenant.id == tenant.id):
             raise NotFound
-        await app.save()
-        return app, await tokens.add_token(app, revision)
+        return app, await add_app(app, revision)
+
+
+async def add_app(app: App, revision: int) -> str:
+    """Store the app with its first token, inside a transaction that took `revision`; returns the token."""
+    await app.save()
+    return await tokens.add_token(app, revision)
 
 
 async def list_apps(tenant: Tenant) -> list[App]:
@@ -103,16 +108,15 @@ async def delete_app(app: App) -> None:
     """
     async with transaction():
         await tokens.stamp_app(app)
-        await remove_apps([app.id])
+        await remove_app(app.id)
 
 
-async def remove_apps(app_ids: list[UUID]) -> None:
-    """Remove the apps, inside a transaction that stamped their tokens."""
+async def remove_app(app_id: UUID) -> None:
+    """Remove the app, inside a transaction that stamped its tokens."""
     now = datetime.now(UTC)
-    await AppToken.update({AppToken.app: None, AppToken.revoked_at: now}).where(AppToken.app.is_in(app_ids))
-    gone = await App.delete().where(App.id.is_in(app_ids)).returning(App.id)
-    for row in gone:
-        await Erasure(app_id=row["id"], requested_at=now).save()
+    await AppToken.update({AppToken.app: None, AppToken.revoked_at: now}).where(AppToken.app == app_id)
+    if await App.delete().where(App.id == app_id).returning(App.id):
+        await Erasure(app_id=app_id, requested_at=now).save()
 
 
 def timezones() -> list[str]:
@@ -127,8 +131,13 @@ def _clean_currency(currency: str) -> str:
     return currency
 
 
+def is_timezone(name: str) -> bool:
+    """Whether an app can have this time zone."""
+    return name in _timezones()
+
+
 def _clean_timezone(timezone: str) -> str:
-    if timezone not in _timezones():
+    if not is_timezone(timezone):
         raise InvalidValue("timezone", "A time zone is a name such as Europe/Berlin.")
     return timezone
 

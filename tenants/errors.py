@@ -1,5 +1,7 @@
 """What the domain refuses, and why: the callers turn these into HTTP answers or command line errors."""
 
+from datetime import datetime
+
 
 class NotFound(Exception):
     """It does not exist, or it is another tenant's: the caller cannot tell the two apart."""
@@ -11,6 +13,14 @@ class InvalidValue(Exception):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class TooManyTries(Exception):
+    """Refused, whatever was entered, until the time in `until` (UTC)."""
+
+    def __init__(self, until: datetime) -> None:
+        super().__init__(f"too many tries until {until:%H:%M:%S} UTC")
+        self.until = until
 
 
 class EmailTaken(InvalidValue):

@@ -2,16 +2,198 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from server.database import Database
-from tenants import accounts, tokens
-from tenants.apps import create_app
-from tenants.errors import EmailTaken, InvalidValue, NotFound
-from tenants.tables import Membership, Tenant, User
+from tenants import accounts, members, sessions, tokens
+from tenants.apps import create_app, list_apps
+from tenants.errors import EmailTaken, InvalidValue, NotFound, TooManyTries
+from tenants.keys import create_key, tenant_by_key
+from tenants.tables import App, AppToken, Erasure, Membership, Role, Session, Tenant, Tries, User
 
 PASSWORD = "correct horse battery"
+OTHER = "staple and a half"
+NOW = datetime(2027, 3, 1, 12, 0, 0, 5, UTC)
+HERE = "192.0.2.1"
+
+
+async def sign_up(name: str = "Alice", email: str = "alice@example.org") -> tuple[Tenant, User]:
+    tenant, user, _, _ = await accounts.sign_up(name, email, PASSWORD, address=HERE, now=NOW)
+    return tenant, user
+
+
+async def test_signing_up_makes_tenant_owner_app_and_token(database: Database) -> None:
+    tenant, user, app, token = await accounts.sign_up(
+        " Alice ", "Alice@Example.org", PASSWORD, address=HERE, now=NOW, timezone="Asia/Kolkata"
+    )
+    (route,) = await tokens.unscoped_routes(0)
+    assert (route.token, route.app_id, route.tenant_id, route.rate) == (token, app.id, tenant.id, 1000)
+    assert (app.name, app.currency, app.timezone) == ("My site", "USD", "Asia/Kolkata")
+    assert [(each.user.id, each.role) for each in await members.list_members(tenant)] == [(user.id, Role.OWNER)]
+    assert (tenant.name, user.name, user.email) == ("Alice", "Alice", "alice@example.org")
+    assert await accounts.authenticate("alice@example.org", PASSWORD) is not None
+
+
+@pytest.mark.parametrize("timezone", ["", "Mars/Olympus", "Factory", "\0", "x" * 1000])
+async def test_a_browsers_time_zone_that_is_none_is_ignored(database: Database, timezone: str) -> None:
+    _, _, app, _ = await accounts.sign_up("A", "a@example.org", PASSWORD, address=HERE, now=NOW, timezone=timezone)
+    assert app.timezone == "UTC"
+
+
+async def test_a_sign_up_that_fails_leaves_nothing(database: Database) -> None:
+    await sign_up()
+    with pytest.raises(EmailTaken) as refused:
+        await sign_up("Other", " ALICE@example.org")
+    assert refused.value.field == "email"
+    assert [await table.count() for table in (Tenant, User, Membership, App)] == [1, 1, 1, 1]
+
+
+async def test_two_sign_ups_at_once_with_one_email_and_all_that_comes_with_it(database: Database) -> None:
+    outcomes = await asyncio.gather(*(sign_up(name) for name in ("One", "Two")), return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["EmailTaken", "tuple"]
+    assert [await table.count() for table in (Tenant, User, Membership, App, AppToken)] == [1, 1, 1, 1, 1]
+
+
+async def test_sign_ups_of_an_address_are_limited_before_the_work_of_hashing(database: Database) -> None:
+    for n in range(20):
+        with pytest.raises(InvalidValue):
+            await accounts.sign_up("A", f"a{n}@example.org", "too short", address=HERE, now=NOW)
+    assert await Tries.raw("SELECT * FROM tries") == []
+    await sign_up()
+    for _ in range(19):
+        with pytest.raises(EmailTaken):
+            await sign_up()
+    with pytest.raises(TooManyTries):
+        await sign_up("Bob", "bob@example.org")
+    await accounts.sign_up("Bob", "bob@example.org", PASSWORD, address="192.0.2.2", now=NOW)
+
+
+async def test_guessing_a_password_ends_after_ten_tries(database: Database) -> None:
+    await sign_up()
+    for _ in range(10):
+        assert await accounts.log_in("alice@example.org", "wrong password", address=HERE, now=NOW) is None
+    for email in ("alice@example.org", " ALICE@example.org "):
+        with pytest.raises(TooManyTries):
+            await accounts.log_in(email, PASSWORD, address="192.0.2.2", now=NOW)
+
+
+async def test_the_right_password_begins_the_count_again(database: Database) -> None:
+    await sign_up()
+    for _ in range(3):
+        for _ in range(9):
+            assert await accounts.log_in("alice@example.org", "wrong password", address=HERE, now=NOW) is None
+        assert await accounts.log_in("alice@example.org", PASSWORD, address=HERE, now=NOW) is not None
+    # 27 wrong ones of the address are left of its 30; the right ones do not count.
+    for n in range(3):
+        assert await accounts.log_in(f"{n}@example.org", PASSWORD, address=HERE, now=NOW) is None
+    with pytest.raises(TooManyTries):
+        await accounts.log_in("alice@example.org", PASSWORD, address=HERE, now=NOW)
+
+
+async def test_an_unknown_mailbox_is_limited_as_a_known_one(database: Database) -> None:
+    for email in ("nobody@example.org", "no address"):
+        for _ in range(10):
+            assert await accounts.log_in(email, PASSWORD, address=HERE, now=NOW) is None
+        with pytest.raises(TooManyTries):
+            await accounts.log_in(email, PASSWORD, address="192.0.2.2", now=NOW)
+
+
+async def test_change_email(database: Database) -> None:
+    _, user = await sign_up()
+    await sign_up("Bob", "bob@example.org")
+    token = await sessions.create(user, "", NOW)
+    for email, password, field in (
+        ("new@example.org", "wrong password", "current_password"),
+        ("no address", PASSWORD, "email"),
+        (" BOB@example.org", PASSWORD, "email"),
+    ):
+        with pytest.raises(InvalidValue) as refused:
+            await accounts.change_email(user, email, password, address=HERE, now=NOW)
+        assert refused.value.field == field
+    await accounts.change_email(user, " New@Example.org ", PASSWORD, address=HERE, now=NOW)
+    assert await accounts.authenticate("new@example.org", PASSWORD) is not None
+    assert await accounts.authenticate("alice@example.org", PASSWORD) is None
+    found = await sessions.find(token, NOW)
+    assert found is not None
+    assert found.user.email == user.email == "new@example.org"
+    await accounts.change_email(user, "new@example.org", PASSWORD, address=HERE, now=NOW)
+
+
+async def test_a_changed_password_ends_all_other_sessions(database: Database) -> None:
+    _, user = await sign_up()
+    here, there = [await sessions.create(user, "", NOW) for _ in range(2)]
+    found = await sessions.find(here, NOW)
+    assert found is not None
+    for password, current, field in ((OTHER, "wrong password", "current_password"), ("short", PASSWORD, "password")):
+        with pytest.raises(InvalidValue) as refused:
+            await accounts.change_password(user, password, current, found.session, address=HERE, now=NOW)
+        assert refused.value.field == field
+    assert await sessions.find(there, NOW) is not None
+    await accounts.change_password(user, OTHER, PASSWORD, found.session, address=HERE, now=NOW)
+    assert await sessions.find(there, NOW) is None
+    assert await sessions.find(here, NOW) is not None
+    assert await accounts.authenticate("alice@example.org", PASSWORD) is None
+    assert await accounts.authenticate("alice@example.org", OTHER) is not None
+
+
+async def test_the_current_password_cannot_be_guessed_in_an_open_browser(database: Database) -> None:
+    _, user = await sign_up()
+    for _ in range(10):
+        with pytest.raises(InvalidValue):
+            await accounts.change_email(user, "new@example.org", "wrong password", address=HERE, now=NOW)
+    with pytest.raises(TooManyTries):
+        await accounts.change_email(user, "new@example.org", PASSWORD, address=HERE, now=NOW)
+
+
+async def test_names_are_changed(database: Database) -> None:
+    tenant, user = await sign_up()
+    await accounts.rename_tenant(tenant, " Alice & Co ")
+    await accounts.rename_user(user, "Alice A.")
+    (member,) = await members.list_members(tenant)
+    assert ((await members.list_tenants(user))[0].name, member.user.name) == ("Alice & Co", "Alice A.")
+    for name in ("", "x" * 101, "a\0b"):
+        with pytest.raises(InvalidValue):
+            await accounts.rename_tenant(tenant, name)
+        with pytest.raises(InvalidValue):
+            await accounts.rename_user(user, name)
+
+
+async def test_a_deleted_tenant_takes_all_that_is_its_own(database: Database, bob: Tenant) -> None:
+    tenant, alice = await sign_up()
+    _, bobs_token = await create_app(bob, "Blog")
+    shop, shop_token = await create_app(tenant, "Shop")
+    _, key = await create_key(tenant, "Reports")
+    _, bobs_key = await create_key(bob, "Reports")
+    bobs = await User.objects().get(User.email == "bob@example.org")
+    assert bobs is not None
+    await Membership(tenant=tenant.id, user=bobs.id, role=Role.VIEWER).save()
+    _, invited = await members.invite(tenant, "new@example.org", "viewer", NOW)
+    alices_session = await sessions.create(alice, "", NOW, tenant)
+    bobs_session = await sessions.create(bobs, "", NOW, tenant)
+    app_ids = {app.id for app in await list_apps(tenant)}
+
+    await accounts.delete_tenant(tenant)
+
+    routes = {route.token: route for route in await tokens.unscoped_routes(0)}
+    assert routes[shop_token].revoked
+    assert not routes[bobs_token].revoked
+    assert {each.app_id for each in await Erasure.objects()} == app_ids
+    assert shop.id in app_ids
+    assert await tenant_by_key(key) is None
+    assert await tenant_by_key(bobs_key) is not None
+    assert await sessions.find(alices_session, NOW) is None
+    left = await sessions.find(bobs_session, NOW)
+    assert left is not None
+    assert left.tenant.id == bob.id
+    with pytest.raises(NotFound):
+        await members.find_invitation(invited, NOW)
+    assert [each.email for each in await User.objects()] == ["bob@example.org"]
+    assert (await Tenant.count(), await Session.count()) == (1, 1)
+
+    await accounts.delete_tenant(tenant)
+    await sign_up()
 
 
 async def test_a_new_tenant_has_one_owner_and_the_default_limit(database: Database) -> None:

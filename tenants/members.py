@@ -1,0 +1,204 @@
+"""Who belongs to a tenant, with what role, and who is invited to.
+
+We send no mails: an owner passes the invitation's link on. It is worth one membership, for the e-mail address it names,
+within a week; only its hash is stored. The last owner cannot go: somebody must be able to let others in.
+"""
+# Piccolo's annotations leave type arguments open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import hashlib
+import secrets
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from tenants.accounts import add_user, clean_email, hash_password, remove_user_without_tenant
+from tenants.errors import InvalidValue, NotFound
+from tenants.tables import Invitation, Membership, Role, Session, Tenant, User, as_key, clean_name, transaction
+
+# Long enough for a holiday's mail, short enough that a forgotten link opens nothing.
+INVITED_FOR = timedelta(days=7)
+
+
+class Member(NamedTuple):
+    """A user and their role in the tenant that was asked about."""
+
+    user: User
+    role: Role
+
+
+async def list_members(tenant: Tenant) -> list[Member]:
+    """Everybody who belongs to the tenant, in the order in which they joined."""
+    memberships = (
+        await Membership.objects(Membership.user).where(Membership.tenant == tenant.id).order_by(Membership.id)
+    )
+    return [Member(each.user, Role(each.role)) for each in memberships]
+
+
+async def list_tenants(user: User) -> list[Tenant]:
+    """The tenants that the user belongs to, in the order in which they joined."""
+    memberships = await Membership.objects(Membership.tenant).where(Membership.user == user.id).order_by(Membership.id)
+    return [each.tenant for each in memberships]
+
+
+async def change_role(tenant: Tenant, user_id: int, role: str) -> None:
+    """Give a member another role; raises InvalidValue for one that is none or the last owner, or NotFound."""
+    new = _clean_role(role)
+    async with transaction():
+        membership = await _membership(tenant, user_id, stays_owner=new == Role.OWNER)
+        await Membership.update({Membership.role: new}).where(Membership.id == membership.id)
+
+
+async def remove(tenant: Tenant, user_id: int) -> None:
+    """End a membership; a user who belongs to no other tenant is removed with it.
+
+    Raises InvalidValue for the last owner, or NotFound.
+    """
+    async with transaction():
+        membership = await _membership(tenant, user_id, stays_owner=False)
+        await Membership.delete().where(Membership.id == membership.id)
+        await Session.update({Session.tenant: None}).where(Session.tenant == tenant.id, Session.user == user_id)
+        await remove_user_without_tenant(user_id)
+
+
+async def invite(tenant: Tenant, email: str, role: str, now: datetime) -> tuple[Invitation, str]:
+    """An invitation and the token of its link, which cannot be had again; it replaces one for the same address.
+
+    Raises InvalidValue for the e-mail, also where it is a member's, or the role.
+    """
+    email = clean_email(email)
+    token = secrets.token_urlsafe(32)
+    invitation = Invitation(
+        tenant=tenant.id,
+        email=email,
+        role=_clean_role(role),
+        token_hash=_hash(token),
+        created_at=now,
+        expires_at=now + INVITED_FOR,
+    )
+    async with transaction():
+        await _lock(tenant)
+        if await Membership.exists().where(Membership.tenant == tenant.id, Membership.user._.email == email):
+            raise InvalidValue("email", "They belong to this account already.")
+        await Invitation.delete().where(
+            Invitation.tenant == tenant.id, (Invitation.email == email) | (Invitation.expires_at <= now)
+        )
+        await invitation.save()
+    return invitation, token
+
+
+async def list_invitations(tenant: Tenant, now: datetime) -> list[Invitation]:
+    """The invitations that can still be accepted, newest first."""
+    return (
+        await Invitation.objects()
+        .where(Invitation.tenant == tenant.id, Invitation.expires_at > now)
+        .order_by(Invitation.id, ascending=False)
+    )
+
+
+async def withdraw(tenant: Tenant, invitation_id: int) -> None:
+    """Make an invitation's link worthless; raises NotFound unless it is this tenant's."""
+    withdrawn = Invitation.delete().where(Invitation.id == as_key(invitation_id), Invitation.tenant == tenant.id)
+    if not await withdrawn.returning(Invitation.id):
+        raise NotFound
+
+
+async def find_invitation(token: str, now: datetime) -> Invitation:
+    """The invitation with its tenant in `tenant`; raises NotFound when it was used, withdrawn or is over."""
+    found = (
+        await Invitation.objects(Invitation.tenant)
+        .where(Invitation.token_hash == _hash(token), Invitation.expires_at > now)
+        .first()
+    )
+    if found is None:
+        raise NotFound
+    return found
+
+
+async def has_account(email: str) -> bool:
+    """Whether somebody logs in with this (clean) e-mail address."""
+    return await User.exists().where(User.email == email)
+
+
+async def join(token: str, user: User, now: datetime) -> Tenant:
+    """Use an invitation to the user's own e-mail address; one who is a member already keeps their role.
+
+    Raises NotFound when it is not theirs or cannot be used any more.
+    """
+    async with transaction():
+        used = await _use(token, now)
+        if used["email"] != user.email:
+            raise NotFound
+        await _add_membership(used, user)
+        return await _tenant(used)
+
+
+async def join_as_new(token: str, name: str, password: str, now: datetime) -> tuple[Tenant, User]:
+    """A new user with the invitation's e-mail address, as a member.
+
+    Raises EmailTaken when they have an account (they log in and join instead), InvalidValue for the name or password,
+    or NotFound.
+    """
+    name = clean_name(name)
+    # Before the work of hashing.
+    await find_invitation(token, now)
+    password_hash = await hash_password(password)
+    async with transaction():
+        used = await _use(token, now)
+        user = await add_user(name, used["email"], password_hash)
+        await _add_membership(used, user)
+        return await _tenant(used), user
+
+
+async def _membership(tenant: Tenant, user_id: int, *, stays_owner: bool) -> Membership:
+    """The membership that is about to change, with the tenant locked; raises InvalidValue for the last owner."""
+    await _lock(tenant)
+    found = await Membership.objects().where(Membership.tenant == tenant.id, Membership.user == as_key(user_id)).first()
+    if found is None:
+        raise NotFound
+    if found.role == Role.OWNER and not stays_owner:
+        owners = await Membership.count().where(Membership.tenant == tenant.id, Membership.role == Role.OWNER)
+        if owners == 1:
+            raise InvalidValue("role", "This is the last owner. Make somebody else an owner first.")
+    return found
+
+
+async def _lock(tenant: Tenant) -> None:
+    """Two owners who let each other go at once would leave none: the second waits here, and sees what the first did."""
+    if not await Tenant.raw("UPDATE tenant SET name = name WHERE id = {} RETURNING id", tenant.id):
+        raise NotFound
+
+
+async def _use(token: str, now: datetime) -> dict[str, Any]:
+    """Take the invitation away, inside a transaction; its columns. Raises NotFound."""
+    used = (
+        await Invitation.delete()
+        .where(Invitation.token_hash == _hash(token), Invitation.expires_at > now)
+        .returning(Invitation.tenant, Invitation.email, Invitation.role)
+    )
+    if not used:
+        raise NotFound
+    return used[0]
+
+
+async def _add_membership(used: dict[str, Any], user: User) -> None:
+    membership = Membership(tenant=used["tenant"], user=user.id, role=used["role"])
+    both = (Membership.tenant, Membership.user)
+    await Membership.insert(membership).on_conflict(target=both, action="DO NOTHING")
+
+
+async def _tenant(used: dict[str, Any]) -> Tenant:
+    tenant = await Tenant.objects().get(Tenant.id == used["tenant"])
+    assert tenant is not None  # its membership was just stored
+    return tenant
+
+
+def _clean_role(role: str) -> Role:
+    try:
+        return Role(role)
+    except ValueError:
+        raise InvalidValue("role", "A role is owner, member or viewer.") from None
+
+
+def _hash(token: str) -> str:
+    # A fast hash is enough: 256 random bits cannot be guessed, however fast.
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest()

@@ -1,0 +1,95 @@
+"""How often something may be tried: logins of a mailbox, logins and sign-ups of an address.
+
+A try is counted before the password is looked at, by one statement, so that guesses sent at once, to several processes,
+cannot slip through between the look and the count. A window begins with the first try in it. What may be tried again at
+once (the right password was given) is taken back.
+"""
+# Piccolo's annotations leave type arguments open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+import hashlib
+import ipaddress
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from tenants.errors import TooManyTries
+from tenants.tables import Tries
+
+
+class _Limit(NamedTuple):
+    what: str
+    most: int
+    window: timedelta
+
+
+# Nobody mistypes their own password more often; guessing gets 960 tries a day.
+_LOGINS_OF_MAILBOX = _Limit("logins of mailbox", 10, timedelta(minutes=15))
+# An office behind one address, on a Monday morning.
+_LOGINS_OF_ADDRESS = _Limit("logins of address", 30, timedelta(minutes=15))
+# A class in one room signs up; a script gets bored.
+_SIGN_UPS_OF_ADDRESS = _Limit("sign-ups of address", 20, timedelta(hours=1))
+
+_LONGEST_WINDOW = max(limit.window for limit in (_LOGINS_OF_MAILBOX, _LOGINS_OF_ADDRESS, _SIGN_UPS_OF_ADDRESS))
+
+
+async def begin_login(email: str, address: str, now: datetime) -> None:
+    """Count a try of this mailbox's password, whether the mailbox is known or not. Raises TooManyTries."""
+    # The address first: one that is refused must not go on locking other people's mailboxes.
+    await _count(_LOGINS_OF_ADDRESS, _network(address), now)
+    await _count(_LOGINS_OF_MAILBOX, _mailbox(email), now)
+
+
+async def login_succeeded(email: str, address: str) -> None:
+    """The password was right: forget the mailbox's tries, and this one of the address."""
+    await Tries.delete().where(Tries.key == _key(_LOGINS_OF_MAILBOX, _mailbox(email)))
+    await Tries.raw(
+        "UPDATE tries SET count = count - 1 WHERE key = {} AND count > 0", _key(_LOGINS_OF_ADDRESS, _network(address))
+    )
+
+
+async def begin_sign_up(address: str, now: datetime) -> None:
+    """Count a sign-up from this address. Raises TooManyTries."""
+    await _count(_SIGN_UPS_OF_ADDRESS, _network(address), now)
+
+
+async def _count(limit: _Limit, whose: str, now: datetime) -> None:
+    key = _key(limit, whose)
+    over = now - limit.window
+    (row,) = await Tries.raw(
+        "INSERT INTO tries (key, count, since) VALUES ({}, 1, {}) ON CONFLICT (key) DO UPDATE SET "
+        "count = CASE WHEN tries.since <= {} THEN 1 ELSE tries.count + 1 END, "
+        "since = CASE WHEN tries.since <= {} THEN excluded.since ELSE tries.since END RETURNING count",
+        key,
+        now,
+        over,
+        over,
+    )
+    if row["count"] > limit.most:
+        kept = await Tries.objects().where(Tries.key == key).first()
+        raise TooManyTries((kept.since if kept else now) + limit.window)
+    if row["count"] == 1:
+        # A window began: a good moment to clear away those that are over.
+        await Tries.delete().where(Tries.since <= now - _LONGEST_WINDOW)
+
+
+def _key(limit: _Limit, whose: str) -> str:
+    # Not a secret: the hash only gives every mailbox and address a key of one length.
+    return hashlib.sha256(f"{limit.what}\n{whose}".encode(errors="replace")).hexdigest()
+
+
+def _mailbox(email: str) -> str:
+    return email.strip().lower()
+
+
+def _network(address: str) -> str:
+    """An IPv4 address itself, of IPv6 the /64: one subscriber has all the addresses in it."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        # A unix socket has none; everybody who comes that way counts together.
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is None:
+            return str(ipaddress.ip_network((int(parsed), 64), strict=False))
+        parsed = parsed.ipv4_mapped
+    return str(parsed)

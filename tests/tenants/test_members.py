@@ -1,0 +1,206 @@
+# pyright: reportUnknownMemberType=false
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from server.database import Database
+from tenants import accounts, members, sessions
+from tenants.errors import EmailTaken, InvalidValue, NotFound
+from tenants.tables import Invitation, Membership, Role, Tenant, User
+
+NOW = datetime(2027, 3, 1, 12, 0, 0, 5, UTC)
+PASSWORD = "correct horse battery"
+
+
+async def user_of(tenant: Tenant) -> User:
+    return (await members.list_members(tenant))[0].user
+
+
+async def add(tenant: Tenant, user: User, role: Role) -> None:
+    await Membership(tenant=tenant.id, user=user.id, role=role).save()
+
+
+async def roles(tenant: Tenant) -> dict[str, Role]:
+    return {each.user.email: each.role for each in await members.list_members(tenant)}
+
+
+async def test_a_new_person_joins_by_an_invitation(database: Database, alice: Tenant) -> None:
+    invitation, token = await members.invite(alice, " New@Example.org ", "member", NOW)
+    assert token not in repr(await Invitation.select())
+    found = await members.find_invitation(token, NOW)
+    assert (found.tenant.name, found.email, found.role) == ("Alice", "new@example.org", "member")
+    assert not await members.has_account(found.email)
+    assert [each.id for each in await members.list_invitations(alice, NOW)] == [invitation.id]
+
+    tenant, user = await members.join_as_new(token, " Nora ", PASSWORD, NOW)
+    assert (tenant.id, user.name, user.email) == (alice.id, "Nora", "new@example.org")
+    assert await roles(alice) == {"alice@example.org": Role.OWNER, "new@example.org": Role.MEMBER}
+    assert await accounts.authenticate("new@example.org", PASSWORD) is not None
+    for use in (members.join_as_new(token, "Nora", PASSWORD, NOW), members.join(token, user, NOW)):
+        with pytest.raises(NotFound):
+            await use
+    assert await members.list_invitations(alice, NOW) == []
+
+
+async def test_somebody_with_an_account_joins_and_may_switch(database: Database, alice: Tenant, bob: Tenant) -> None:
+    bobs = await user_of(bob)
+    _, token = await members.invite(alice, "bob@example.org", "viewer", NOW)
+    with pytest.raises(EmailTaken):
+        await members.join_as_new(token, "Bob", PASSWORD, NOW)
+    assert await members.has_account("bob@example.org")
+    assert (await members.join(token, bobs, NOW)).name == "Alice"
+    assert await roles(alice) == {"alice@example.org": Role.OWNER, "bob@example.org": Role.VIEWER}
+    assert await roles(bob) == {"bob@example.org": Role.OWNER}
+    assert [each.name for each in await members.list_tenants(bobs)] == ["Bob", "Alice"]
+
+
+async def test_an_invitation_is_for_its_address_alone(database: Database, alice: Tenant, bob: Tenant) -> None:
+    _, token = await members.invite(alice, "new@example.org", "owner", NOW)
+    with pytest.raises(NotFound):
+        await members.join(token, await user_of(bob), NOW)
+    assert await roles(alice) == {"alice@example.org": Role.OWNER}
+    # The attempt of another did not use it up.
+    await members.join_as_new(token, "Nora", PASSWORD, NOW)
+
+
+async def test_an_invitation_ends(database: Database, alice: Tenant, bob: Tenant) -> None:
+    bobs = await user_of(bob)
+    _, token = await members.invite(alice, "bob@example.org", "viewer", NOW)
+    later = NOW + members.INVITED_FOR
+    assert (await members.find_invitation(token, later - timedelta(microseconds=1))).email == "bob@example.org"
+    assert await members.list_invitations(alice, later) == []
+    for use in (
+        members.find_invitation(token, later),
+        members.join(token, bobs, later),
+        members.join_as_new(token, "Bob", PASSWORD, later),
+        members.find_invitation("", NOW),
+        members.find_invitation("\0\ud800", NOW),
+    ):
+        with pytest.raises(NotFound):
+            await use
+    await members.invite(alice, "other@example.org", "viewer", later)
+    assert await Invitation.count() == 1
+
+
+async def test_a_second_invitation_replaces_the_first(database: Database, alice: Tenant, bob: Tenant) -> None:
+    _, others = await members.invite(bob, "new@example.org", "viewer", NOW)
+    _, first = await members.invite(alice, "new@example.org", "viewer", NOW)
+    _, second = await members.invite(alice, "NEW@example.org", "owner", NOW)
+    with pytest.raises(NotFound):
+        await members.find_invitation(first, NOW)
+    assert (await members.find_invitation(second, NOW)).role == "owner"
+    assert (await members.find_invitation(others, NOW)).tenant.name == "Bob"
+
+
+async def test_bob_cannot_withdraw_alices_invitation(database: Database, alice: Tenant, bob: Tenant) -> None:
+    invitation, token = await members.invite(alice, "new@example.org", "viewer", NOW)
+    for tenant, wanted in ((bob, invitation.id), (alice, invitation.id + 1), (alice, 0), (alice, 2**70)):
+        with pytest.raises(NotFound):
+            await members.withdraw(tenant, wanted)
+    assert await members.list_invitations(bob, NOW) == []
+    await members.withdraw(alice, invitation.id)
+    with pytest.raises(NotFound):
+        await members.find_invitation(token, NOW)
+
+
+async def test_two_who_use_one_invitation_at_once(database: Database, alice: Tenant) -> None:
+    _, token = await members.invite(alice, "new@example.org", "viewer", NOW)
+    outcomes = await asyncio.gather(
+        *(members.join_as_new(token, name, PASSWORD, NOW) for name in ("One", "Two")), return_exceptions=True
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NotFound", "tuple"]
+    assert len(await roles(alice)) == 2
+
+
+@pytest.mark.parametrize(
+    ("email", "role", "field"),
+    [
+        ("no address", "viewer", "email"),
+        (" ALICE@example.org", "viewer", "email"),
+        ("new@example.org", "", "role"),
+        ("new@example.org", "Owner", "role"),
+        ("new@example.org", "root\0", "role"),
+    ],
+)
+async def test_invitations_that_cannot_be_made(
+    database: Database, alice: Tenant, email: str, role: str, field: str
+) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        await members.invite(alice, email, role, NOW)
+    assert refused.value.field == field
+    assert await Invitation.count() == 0
+
+
+async def test_a_changed_role_counts_at_once(database: Database, alice: Tenant, bob: Tenant) -> None:
+    bobs = await user_of(bob)
+    await add(alice, bobs, Role.VIEWER)
+    token = await sessions.create(bobs, "", NOW, alice)
+    await members.change_role(alice, bobs.id, "member")
+    found = await sessions.find(token, NOW)
+    assert found is not None
+    assert (found.tenant.name, found.role) == ("Alice", Role.MEMBER)
+    assert await roles(bob) == {"bob@example.org": Role.OWNER}
+    with pytest.raises(InvalidValue):
+        await members.change_role(alice, bobs.id, "king")
+
+
+async def test_the_last_owner_stays_one(database: Database, alice: Tenant, bob: Tenant) -> None:
+    owner, bobs = await user_of(alice), await user_of(bob)
+    await add(alice, bobs, Role.MEMBER)
+    for going in (
+        members.remove(alice, owner.id),
+        members.change_role(alice, owner.id, "member"),
+        members.change_role(alice, owner.id, "viewer"),
+    ):
+        with pytest.raises(InvalidValue):
+            await going
+    await members.change_role(alice, owner.id, "owner")
+    await members.change_role(alice, bobs.id, "owner")
+    await members.change_role(alice, owner.id, "viewer")
+    with pytest.raises(InvalidValue):
+        await members.remove(alice, bobs.id)
+    assert await roles(alice) == {"alice@example.org": Role.VIEWER, "bob@example.org": Role.OWNER}
+
+
+async def test_two_owners_cannot_both_go_at_once(database: Database, alice: Tenant, bob: Tenant) -> None:
+    owner, bobs = await user_of(alice), await user_of(bob)
+    await add(alice, bobs, Role.OWNER)
+    outcomes = await asyncio.gather(
+        members.remove(alice, owner.id), members.remove(alice, bobs.id), return_exceptions=True
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["InvalidValue", "NoneType"]
+    assert list((await roles(alice)).values()) == [Role.OWNER]
+
+
+async def test_who_is_removed_keeps_what_is_theirs(database: Database, alice: Tenant, bob: Tenant) -> None:
+    bobs = await user_of(bob)
+    await add(alice, bobs, Role.MEMBER)
+    token = await sessions.create(bobs, "", NOW, alice)
+    await members.remove(alice, bobs.id)
+    found = await sessions.find(token, NOW)
+    assert found is not None
+    assert found.tenant.name == "Bob"
+    assert await roles(alice) == {"alice@example.org": Role.OWNER}
+
+
+async def test_who_belongs_nowhere_else_is_removed_altogether(database: Database, alice: Tenant) -> None:
+    _, token = await members.invite(alice, "new@example.org", "viewer", NOW)
+    _, user = await members.join_as_new(token, "Nora", PASSWORD, NOW)
+    session = await sessions.create(user, "", NOW)
+    await members.remove(alice, user.id)
+    assert await sessions.find(session, NOW) is None
+    assert await accounts.authenticate("new@example.org", PASSWORD) is None
+    _, again = await members.invite(alice, "new@example.org", "viewer", NOW)
+    await members.join_as_new(again, "Nora", PASSWORD, NOW)
+
+
+async def test_bob_cannot_touch_alices_members(database: Database, alice: Tenant, bob: Tenant) -> None:
+    owner = await user_of(alice)
+    for tenant, user_id in ((bob, owner.id), (alice, owner.id + 100), (alice, 0), (alice, 2**70)):
+        with pytest.raises(NotFound):
+            await members.change_role(tenant, user_id, "viewer")
+        with pytest.raises(NotFound):
+            await members.remove(tenant, user_id)
+    assert await roles(alice) == {"alice@example.org": Role.OWNER}
