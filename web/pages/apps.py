@@ -1,6 +1,7 @@
 """A tenant's apps: the list, a new one, and one's settings, tokens and end."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from litestar import Response, get, post
 from litestar.datastructures import FormMultiDict
@@ -22,15 +23,17 @@ OVERLAPS: dict[str, tuple[str, timedelta]] = {
 _OVERLAP = "168"
 
 NOTICES.update(
-    app_saved="Saved. It counts for hits from now on.",
-    app_deleted="The app is deleted. What it collected goes within minutes.",
-    token_issued="A new token is there. The others go on working.",
-    token_rotated="A new token is there: change your snippets to it. The others end as you chose.",
-    token_revoked="The token is revoked. Pixels with it are answered 404 from now on.",
+    {
+        "app-saved": "Saved. It counts for hits from now on.",
+        "app-deleted": "The app is deleted. What it collected goes within minutes.",
+        "issued": "A new token is there. The others go on working.",
+        "rotated": "A new token is there: change your snippets to it. The others end as you chose.",
+        "revoked": "The token is revoked. Pixels with it are answered 404 from now on.",
+    }
 )
 
 
-def _choices(form: FormMultiDict | dict[str, str]) -> dict[str, object]:
+def _choices(form: FormMultiDict | dict[str, str]) -> dict[str, Any]:
     """What the menus of a form offer, and what stands in its fields."""
     return {
         "currencies": [(code, code) for code in sorted(MINOR_UNITS)],
@@ -115,7 +118,7 @@ async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[b
     except InvalidValue as error:
         # With the name that the app still has.
         return await _settings(request, await apps.find_app(member.tenant, str(app.id)), form, error)
-    return go(f"/apps/{app.id}/settings", "app_saved")
+    return go(f"/apps/{app.id}/settings", "app-saved")
 
 
 @post("/apps/{app_id:str}/tokens")
@@ -123,7 +126,7 @@ async def issue(member: Member, app: OurApp) -> Response[bytes]:
     """One more token; the others go on."""
     del member
     await tokens.issue(app)
-    return go(f"/apps/{app.id}/settings#tokens", "token_issued")
+    return go(f"/apps/{app.id}/settings#tokens", "issued")
 
 
 @post("/apps/{app_id:str}/tokens/rotate")
@@ -134,12 +137,13 @@ async def rotate(request: AnyRequest, member: Member, app: OurApp) -> Response[b
     if chosen is None:
         return await _settings(request, app, None, InvalidValue("overlap", "Choose when the other tokens end."))
     await tokens.rotate(app, chosen[1])
-    return go(f"/apps/{app.id}/settings#tokens", "token_rotated")
+    return go(f"/apps/{app.id}/settings#tokens", "rotated")
 
 
 @get("/apps/{app_id:str}/tokens/{token:str}/revoke")
 async def revoke_page(request: AnyRequest, member: Member, app: OurApp, token: str) -> Response[bytes]:
     """Asks once more: pixels with the token stop."""
+    del member
     found = await tokens.find_of_app(app, token)
     now = datetime.now(UTC)
     others = [
@@ -155,7 +159,7 @@ async def revoke(member: Member, app: OurApp, token: str) -> Response[bytes]:
     """End the token now."""
     found = await tokens.find_of_app(app, token)
     await tokens.revoke(member.tenant, found.token)
-    return go(f"/apps/{app.id}/settings#tokens", "token_revoked")
+    return go(f"/apps/{app.id}/settings#tokens", "revoked")
 
 
 @get("/apps/{app_id:str}/delete")
@@ -174,7 +178,7 @@ async def delete(request: AnyRequest, member: Member, app: OurApp) -> Response[b
         errors = {"name": "Type the name of the app as it stands above."}
         return await render(request, "apps/delete.html", 422, app=app, tab="settings", errors=errors, typed=typed)
     await apps.delete_app(app)
-    return go("/apps", "app_deleted")
+    return go("/apps", "app-deleted")
 
 
 def _text(form: FormMultiDict, name: str) -> str:
