@@ -112,7 +112,9 @@ def build(draft: Draft, base_url: str, app_token: str, app_currency: str) -> Sni
     if isinstance(became, Rejection):
         place = _PLACES[became.reason]
         if not any(note.is_error and note.place == place for note in notes):
-            notes.append(Note(place, became.detail, is_error=True))
+            missing = became.reason == "missing_event_token"
+            message = "Enter what happened, such as signup." if missing else became.detail
+            notes.append(Note(place, message, is_error=True))
     if any(note.is_error for note in notes) or not isinstance(became, Event):
         return Snippet(tuple(notes), encoding, currency, values=values, json_error=json_error)
 
@@ -124,7 +126,7 @@ def build(draft: Draft, base_url: str, app_token: str, app_currency: str) -> Sni
     if has_tagged_values and draft.target == "sendgrid":
         notes.append(Note("target", _SENDGRID))
     if any(sent != (values or {})[name] for name, sent in params.items() if name not in SPECIAL_FIELDS):
-        notes.append(Note("target", _QUOTES))
+        notes.append(Note("target", _QUOTES + " Custom HTML has no such trouble." * (draft.target == "gtm")))
     return Snippet(
         notes=tuple(notes),
         encoding=encoding,
@@ -142,7 +144,9 @@ _SENDGRID = (
     "SendGrid has no filter that makes a value safe in an address: a + in an e-mail address arrives as a space. "
     "Hand such values over URL-encoded."
 )
-_QUOTES = 'Where a merge tag becomes text with a " or a backslash in it, the hit is recorded without its custom values.'
+_QUOTES = (
+    'If what stands in an address for a tag has a " or a backslash in it, the hit is recorded without your own values.'
+)
 
 _PLACES = {
     "missing_event_token": "event_token",
@@ -231,7 +235,7 @@ def _lost(name: str, value: object) -> list[str]:
     messages = [_LOST[warning] for warning in event.warnings if warning in _LOST]
     if "ignored_fields" in event.warnings:
         where = "A field in it is" if name in json.loads(event.params) else "It is"
-        messages.append(f"{where} ignored: a name begins with neither $ nor _, has no dot and is not empty.")
+        messages.append(f"{where} ignored: names that are empty, begin with $ or _ or have a dot are not recorded.")
     if not event.warnings and name not in SPECIAL_FIELDS and (kept := json.loads(event.params)[name]) != value:
         messages.append(f"It is recorded as {json.dumps(kept, ensure_ascii=False)}: send such large numbers as text.")
     if name != name.strip():

@@ -181,8 +181,8 @@ def _tag_manager(pixel: Pixel) -> tuple[Block, ...]:
   }})();
 </script>"""
     return (
-        Block(_merged(pixel, pixel.url, str), "Tag type “Custom Image”: the Image URL. Leave cache busting on."),
-        Block(code, "Tag type “Custom HTML”"),
+        Block(_merged(pixel, pixel.url, str), "Tag type Custom Image: its Image URL"),
+        Block(code, "Or tag type Custom HTML"),
     )
 
 

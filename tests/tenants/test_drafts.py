@@ -426,8 +426,8 @@ def _cases() -> Iterator[tuple[str, Draft, str, str]]:
     def rows(*given: tuple[str, Any, str], **more: Any) -> Draft:
         return Draft(event_token="t", rows=tuple(Row(*row) for row in given), **more)
 
-    yield "event token missing", Draft(), "event_token", "Add event_token"
-    yield "event token blank", Draft(event_token="  "), "event_token", "Add event_token"
+    yield "event token missing", Draft(), "event_token", "Enter what happened"
+    yield "event token blank", Draft(event_token="  "), "event_token", "Enter what happened"
     yield "event token long", Draft(event_token="x" * 256), "event_token", "255"
     yield "event token with a line break", Draft(event_token="a\nb"), "event_token", "control"
     yield "event token with spaces", Draft(event_token=" a "), "event_token", "without the spaces"

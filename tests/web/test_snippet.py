@@ -138,7 +138,7 @@ async def test_what_typing_changes_is_put_in_beside_what_is_typed(owner: httpx.A
     assert "<form" not in reply.text
     assert "<html" not in reply.text
     assert re.search(
-        r'id="notes-event_token"[^>]*hx-swap-oob="innerHTML">\s*<p class="error">Add event_token', reply.text
+        r'id="notes-event_token"[^>]*hx-swap-oob="innerHTML">\s*<p class="error">Enter what happened', reply.text
     )
     assert "There is no snippet yet" in reply.text
     reply = await owner.get(path(shop, **asked | {"event_token": "t"}), headers=HTMX)
@@ -158,7 +158,7 @@ async def test_rows_are_added_and_removed(owner: httpx.AsyncClient, shop: App, h
     assert [value for name, value in page.fields if name == "name"] == ["a", ""]
     assert reply.headers.get("HX-Retarget") == ("#generator" if headers else None)
     assert ("input", True) in [(tag, given.get("id") == "name-1" and "autofocus" in given) for tag, given in page.tags]
-    reply = await owner.get(f"{path(shop)}?{urlencode([*page.fields, ('remove', '0')])}", headers=headers)
+    reply = await owner.get(f"{path(shop)}?{urlencode([*page.fields, ('drop', '0')])}", headers=headers)
     assert [value for name, value in Page(reply.text).fields if name == "name"] == [""]
 
 
@@ -175,6 +175,15 @@ async def test_rows_and_json_are_views_of_each_other(owner: httpx.AsyncClient, s
     ]
     page = await opened(owner, f"{path(shop)}?{urlencode([*page.fields, ('to', 'json')])}")
     assert json.loads(dict(page.fields)["json"]) == typed
+
+
+async def test_no_control_takes_the_place_of_a_method_of_its_form(owner: httpx.AsyncClient, shop: App) -> None:
+    # A button named "remove" was what form.remove gave, and htmx could not put the new form in.
+    page = await opened(owner, path(shop, **{"as": "rows"}, name="a", type="text", value="b", target="klaviyo"))
+    names = {given.get(key) for _, given in page.tags for key in ("name", "id")}
+    methods = {"remove", "append", "after", "before", "closest", "contains", "matches", "submit", "reset", "children"}
+    methods |= {"elements", "attributes", "dispatchEvent", "getAttribute", "parentNode", "replaceWith", "style"}
+    assert not names & methods
 
 
 async def test_broken_json_stays_as_it_was_typed(owner: httpx.AsyncClient, shop: App) -> None:

@@ -54,7 +54,7 @@ WHERE_TO: dict[Target, str] = {
     "sendgrid": "In a code module of the dynamic template, near its end.",
     "klaviyo": "In an HTML block of the template, near its end.",
     "email": "In the mail's HTML, near its end.",
-    "gtm": "In a new tag, with the trigger that says when.",
+    "gtm": "In a new tag, with the trigger that says when. Leave cache busting on.",
     "amp": "Anywhere in the page's body.",
     "url": "Wherever an image's address is asked for.",
     "javascript": "In your script, where the thing happens.",
@@ -143,7 +143,7 @@ def changed(form: Form, pairs: Pairs, snippet: Snippet) -> Form | None:
     if "add" in pressed:
         rows = (*draft.rows, Row())
         return Form(msgspec.structs.replace(draft, rows=rows), form.token, f"name-{len(rows) - 1}")
-    if (index := pressed.get("remove")) is not None:
+    if (index := pressed.get("drop")) is not None:
         rows = tuple(row for at, row in enumerate(draft.rows) if str(at) != index)
         return Form(msgspec.structs.replace(draft, rows=rows), form.token, "add")
     if (label := pressed.get("tag")) is not None:
