@@ -30,12 +30,12 @@ from server.event_store import EventStore
 from server.journal import Hit, Journal
 from server.limits import Limiter
 from server.operations import OPERATIONS, Operations
-from server.pixel import Pixel, Receive, Scope, Send
+from server.pixel import Pixel, Receive, Scope, Send, client_address
 from server.routes import Routes
 from server.settings import Settings
 from tenants import event_ids
 from tenants.hits import Event, decode
-from tenants.tokens import Route
+from tenants.tokens import Route, unscoped_used
 
 log = structlog.get_logger()
 
@@ -58,6 +58,8 @@ _DRAIN_SECONDS = 1.5
 _STOP_SECONDS = 4.5
 # `check` holds the folder for less than that.
 _LOCK_SECONDS = 2.0
+# Soon enough for people who look whether an old snippet is still loaded somewhere.
+_LAST_USED_SECONDS = 30.0
 # Longer than any address of ours, shorter than what file systems refuse with an error.
 _PATH_MOST = 1_000
 
@@ -144,6 +146,23 @@ async def _no_pages(scope: Scope, receive: Receive, send: Send) -> None:
     await _nothing_here(send, b"This process only takes pixels: /{app token}/event.gif or /{app token}/revenue.gif.\n")
 
 
+async def _keep_last_used(pixel: Pixel) -> None:
+    """Write down now and then when tokens were last used. What is lost with the process is a minute's."""
+    while True:
+        await asyncio.sleep(_LAST_USED_SECONDS)
+        await _write_last_used(pixel)
+
+
+async def _write_last_used(pixel: Pixel) -> None:
+    used, pixel.used = pixel.used, {}
+    try:
+        await unscoped_used(used)
+    except Exception as error:
+        # The control database is away: what is newer wins when it is tried again.
+        pixel.used = used | pixel.used
+        log.warning("when tokens were last used is not written down", error=type(error).__name__)
+
+
 async def _each(seconds: float, work: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(seconds)
@@ -202,7 +221,13 @@ async def run(settings: Settings, role: Role) -> None:
 
         pages = cast(
             "ASGIApp",
-            create_app(store, public_url=settings.public_url, pixel_url=settings.pixel_url, version=version("onepx")),
+            create_app(
+                store,
+                public_url=settings.public_url,
+                pixel_url=settings.pixel_url,
+                version=version("onepx"),
+                client_address=lambda scope: client_address(scope, settings.trusted_proxies),
+            ),
         )
 
     server = Server(
@@ -226,7 +251,7 @@ async def run(settings: Settings, role: Role) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    jobs = [routes.keep_fresh(), _each(0.1, limiter.sync), _each(1.0, journal.flush_limited)]
+    jobs = [routes.keep_fresh(), _keep_last_used(pixel), _each(0.1, limiter.sync), _each(1.0, journal.flush_limited)]
     if digest is not None:
         jobs.append(digest.run())
     jobs.append(_parent_lives(role.parent, stopping) if role.parent else announce(settings, role.pages))
@@ -241,6 +266,7 @@ async def run(settings: Settings, role: Role) -> None:
         await journal.close()
         if digest is not None:
             await digest.stop(_DRAIN_SECONDS)
+    await _write_last_used(pixel)
     log.info("stopped")
     limiter.close()
     await database.close()

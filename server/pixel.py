@@ -39,6 +39,8 @@ GIF_HEADERS: Headers = [
     (b"access-control-allow-origin", b"*"),
 ]
 _METHODS = b"GET, HEAD, OPTIONS"
+# Scripts on other sites, which debug, may read no header that is not named here.
+_EXPOSED = (b"access-control-expose-headers", b"X-Onepx-Result, X-Onepx-Warnings")
 _RECORDED: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": GIF_HEADERS}
 _GIF_BODY: dict[str, Any] = {"type": "http.response.body", "body": GIF, "more_body": False}
 _NO_BODY: dict[str, Any] = {"type": "http.response.body", "body": b"", "more_body": False}
@@ -91,6 +93,8 @@ class Pixel:
         self, routes: Routes, limiter: Limiter, journal: Journal, outcomes: Outcomes, trusted_proxies: int
     ) -> None:
         self.figures = PixelFigures()
+        # When each token was last used (Unix seconds), since somebody took what was here: see last_used in app.py.
+        self.used: dict[str, float] = {}
         self._routes = routes
         self._limiter = limiter
         self._journal = journal
@@ -195,9 +199,10 @@ class Pixel:
             await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
             return
         self.figures.accepted += 1
+        self.used[token] = now
         if debug:
             result, warnings = await self._outcomes.outcome(Hit(*hit), route)
-            extra.append((b"x-onepx-result", result.encode()))
+            extra += ((b"x-onepx-result", result.encode()), _EXPOSED)
             if warnings:
                 extra.append((b"x-onepx-warnings", ",".join(warnings).encode()))
         if extra:
@@ -208,12 +213,7 @@ class Pixel:
 
     def _network(self, client: tuple[str, int] | None, forwarded: bytes) -> str:
         """The network the hit came from, as the outermost trusted proxy saw it; '' when that cannot be told."""
-        if self._trusted_proxies:
-            hops = forwarded.split(b",")
-            # Fewer entries than proxies: the hit came around them, and nothing in the header can be believed.
-            if len(hops) >= self._trusted_proxies and (hop := hops[-self._trusted_proxies].strip()):
-                return network_of(hop.decode("latin-1"))
-        return network_of(client[0]) if client else ""
+        return network_of(_believed(client, forwarded, self._trusted_proxies))
 
     async def failed(self, send: Send) -> None:
         """Answer a hit that met a bug of ours: the layout it stands in must not break."""
@@ -227,6 +227,23 @@ class Pixel:
     async def _gif(self, send: Send, method: str, status: int, extra: Headers) -> None:
         await send({"type": "http.response.start", "status": status, "headers": GIF_HEADERS + extra})
         await send(_NO_BODY if method == "HEAD" else _GIF_BODY)
+
+
+def _believed(client: tuple[str, int] | None, forwarded: bytes, trusted_proxies: int) -> str:
+    """The address a request came from, as the outermost trusted proxy saw it."""
+    if trusted_proxies:
+        hops = forwarded.split(b",")
+        # Fewer entries than proxies: the request came around them, and nothing in the header can be believed.
+        if len(hops) >= trusted_proxies and (hop := hops[-trusted_proxies].strip()):
+            return hop.decode("latin-1")
+    return client[0] if client else ""
+
+
+def client_address(scope: Mapping[str, Any], trusted_proxies: int) -> str:
+    """The whole address of who asks for a page, '' when it is not known: logins are limited by it, nothing keeps it."""
+    forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+    parsed = _parsed(_believed(scope["client"], forwarded, trusted_proxies))
+    return str(parsed) if parsed is not None else ""
 
 
 class _Randomness:
@@ -269,6 +286,14 @@ def new_visitor(token: str) -> tuple[bytes, bytes]:
 @functools.lru_cache(maxsize=32_768)
 def network_of(address: str) -> str:
     """The address cut to /24 (IPv4) or /48 (IPv6); '' for what is no address. Ports and brackets are skipped."""
+    parsed = _parsed(address)
+    if parsed is None:
+        return ""
+    bits = 24 if parsed.version == 4 else 48
+    return str(ipaddress.ip_network(f"{parsed}/{bits}", strict=False))
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     if address.startswith("["):
         address = address[1:].partition("]")[0]
     elif address.count(":") == 1:
@@ -276,11 +301,8 @@ def network_of(address: str) -> str:
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return ""
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-        parsed = parsed.ipv4_mapped
-    bits = 24 if parsed.version == 4 else 48
-    return str(ipaddress.ip_network(f"{parsed}/{bits}", strict=False))
+        return None
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, ipaddress.IPv6Address) else parsed
 
 
 async def _answer_options(send: Send) -> None:

@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from server.pixel import _VISITOR, GIF, network_of, new_visitor  # pyright: ignore[reportPrivateUsage]
+from server.pixel import _VISITOR, GIF, client_address, network_of, new_visitor  # pyright: ignore[reportPrivateUsage]
 
 TOKEN = "0123456789abcdef01234567"
 
@@ -77,3 +77,25 @@ def test_only_a_cookie_as_we_write_it_is_one_of_ours(cookie: str, ours: bool) ->
 def test_addresses_are_cut(address: str, network: str) -> None:
     assert network_of(address) == network
     assert not re.search(r"77|:5|4711", network_of(address))
+
+
+@pytest.mark.parametrize(
+    ("client", "forwarded", "proxies", "address"),
+    [
+        (("192.0.2.7", 4711), [], 0, "192.0.2.7"),
+        (("192.0.2.7", 4711), [b"198.51.100.1"], 0, "192.0.2.7"),
+        (("10.0.0.1", 4711), [b"203.0.113.9, 198.51.100.1"], 1, "198.51.100.1"),
+        (("10.0.0.1", 4711), [b"203.0.113.9", b"198.51.100.1"], 2, "203.0.113.9"),
+        (("10.0.0.1", 4711), [b"[2001:db8::7]:4711"], 1, "2001:db8::7"),
+        (("10.0.0.1", 4711), [b"::ffff:203.0.113.9"], 1, "203.0.113.9"),
+        # The request came around the proxies: nothing in the header can be believed.
+        (("10.0.0.1", 4711), [b"203.0.113.9"], 2, "10.0.0.1"),
+        (("10.0.0.1", 4711), [b"unknown"], 1, ""),
+        (None, [], 0, ""),
+    ],
+)
+def test_who_asks_for_a_page_is_told_through_trusted_proxies_alone(
+    client: tuple[str, int] | None, forwarded: list[bytes], proxies: int, address: str
+) -> None:
+    headers = [(b"host", b"onepx"), *((b"x-forwarded-for", value) for value in forwarded)]
+    assert client_address({"client": client, "headers": headers}, proxies) == address

@@ -153,3 +153,17 @@ async def test_a_change_rolled_back_is_never_seen(database: Database, alice: Ten
     assert await routes() == before
     await tokens.issue(app)
     assert max(route.revision for route in (await routes()).values()) == 2
+
+
+async def test_when_a_token_was_last_used_only_goes_forward(alice: Tenant) -> None:
+    app, first = await create_app(alice, "Shop")
+    second = await tokens.issue(app)
+    at = datetime(2026, 11, 24, 12, tzinfo=UTC).timestamp()
+    await tokens.unscoped_used({first: at + 60.7, second: at, "0" * 24: at})
+    await tokens.unscoped_used({first: at + 5, second: at + 5})
+    last_used = {each.token: each.last_used_at for each in await tokens.list_tokens(app)}
+    assert last_used == {
+        first: datetime(2026, 11, 24, 12, 1, tzinfo=UTC),
+        second: datetime(2026, 11, 24, 12, 0, 5, tzinfo=UTC),
+    }
+    await tokens.unscoped_used({})
