@@ -42,7 +42,6 @@ document.addEventListener("change", (event) => {
   const form = event.target.closest("form[data-auto]");
   if (form) form.requestSubmit();
 });
-for (const button of document.querySelectorAll("form[data-auto] button[data-fallback]")) button.hidden = true;
 
 // A page in the background, or one that is paused, does not go on asking what is new.
 document.addEventListener("htmx:beforeRequest", (event) => {
@@ -77,6 +76,11 @@ for (const name of ["htmx:sendError", "htmx:timeout"]) {
     notice.textContent = "No answer from the server. Check the connection, then reload the page.";
     target.prepend(notice);
   });
+}
+
+// <input data-timezone>: the browser's.
+for (const field of document.querySelectorAll("[data-timezone]")) {
+  field.value = Intl.DateTimeFormat().resolvedOptions().timeZone ?? "";
 }
 
 document.documentElement.classList.add("js");

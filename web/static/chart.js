@@ -74,7 +74,7 @@
         },
         axes: [
           {
-            stroke: ink, grid: { show: false }, ticks: { show: false }, space: 64,
+            stroke: ink, grid: { show: false }, ticks: { show: false }, space: 64, size: 32,
             incrs: [1, 2, 3, 4, 6, 7, 12, 14, 24, 28, 48, 60, 90, 120, 180, 360],
             values: (_u, splits) => splits.map((i) => data.ticks[i] ?? ""),
           },
