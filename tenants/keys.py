@@ -11,6 +11,8 @@ from tenants.tables import ApiKey, Tenant, as_key, clean_name
 
 # Often enough to see whether a key is still in use, without a write for each of its requests.
 LAST_USED_EVERY = timedelta(minutes=1)
+# Whoever wonders why a program is refused finds the key that ended; years later it would only be in the way.
+REVOKED_SHOWN_FOR = timedelta(days=30)
 
 
 async def create_key(tenant: Tenant, name: str) -> tuple[ApiKey, str]:
@@ -36,9 +38,10 @@ async def tenant_by_key(plaintext: str) -> Tenant | None:
     return key.tenant
 
 
-async def list_keys(tenant: Tenant) -> list[ApiKey]:
-    """The tenant's keys, revoked ones too, newest first."""
-    return await ApiKey.objects().where(ApiKey.tenant == tenant.id).order_by(ApiKey.id, ascending=False)
+async def list_keys(tenant: Tenant, now: datetime) -> list[ApiKey]:
+    """The tenant's keys, newest first; a revoked one for 30 more days."""
+    shown = ApiKey.revoked_at.is_null() | (ApiKey.revoked_at > now - REVOKED_SHOWN_FOR)
+    return await ApiKey.objects().where(ApiKey.tenant == tenant.id, shown).order_by(ApiKey.id, ascending=False)
 
 
 async def revoke_key(tenant: Tenant, key_id: int) -> None:

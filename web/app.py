@@ -1,7 +1,9 @@
 """The Litestar application: pages, the JSON API and its documentation. (Pixels never come here: server/pixel.py.)"""
 
+import math
 import sqlite3
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -17,7 +19,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import Scope
 
-from tenants.errors import InvalidValue, NotFound, Unavailable
+from tenants.errors import InvalidValue, NotFound, TooManyTries, Unavailable
 from tenants.events import Queries
 from web.api import api
 from web.assets import Assets, static
@@ -67,6 +69,7 @@ def create_app(
             Forbidden: _forbidden,
             NotFound: _not_found,
             InvalidValue: _invalid,
+            TooManyTries: _too_many_tries,
             Unavailable: _unavailable,
             # What the drivers of the control database raise while it is away.
             sqlite3.Error: _unavailable,
@@ -163,6 +166,15 @@ def _not_found(request: Request[Any, Any, Any], _error: Exception) -> Response[A
 
 def _invalid(request: Request[Any, Any, Any], error: InvalidValue) -> Response[Any]:
     return _problem(request, 400, str(error), title="That cannot be used", field=error.field)
+
+
+def _too_many_tries(request: Request[Any, Any, Any], error: TooManyTries) -> Response[Any]:
+    seconds = max(1, math.ceil((error.until - datetime.now(UTC)).total_seconds()))
+    minutes = math.ceil(seconds / 60)
+    # In the minute it names, the wait is over.
+    at = error.until + timedelta(seconds=59)
+    detail = f"Wait {minutes} minute{'' if minutes == 1 else 's'}, until {at:%H:%M} UTC, then try again."
+    return _problem(request, 429, detail, {"Retry-After": str(seconds)}, title="Too many tries")
 
 
 def _unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

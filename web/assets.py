@@ -12,6 +12,7 @@ from typing import NamedTuple
 from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
 
 _FOLDER = Path(__file__).parent / "static"
 _FOR_EVER = "public, max-age=31536000, immutable"
@@ -50,7 +51,7 @@ class Assets:
 
 
 @get("/static/{address:path}", include_in_schema=False, opt={"public": True})
-async def static(request: Request[None, None, State], address: str) -> Response[bytes]:
+async def static(request: Request[None, None, State], address: FromPath[str]) -> Response[bytes]:
     """A static file."""
     asset: _Asset | None = request.app.state.assets.find(address.removeprefix("/"))
     if asset is None:

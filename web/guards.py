@@ -11,7 +11,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.datastructures import Cookie, State
 from litestar.di import NamedDependency, Provide
-from litestar.params import SkipValidation
+from litestar.params import FromPath, SkipValidation
 
 from tenants import sessions
 from tenants.apps import find_app
@@ -58,10 +58,15 @@ def _cookie_name(request: AnyRequest) -> str:
     return "__Host-session" if request.app.state.secure else "session"
 
 
+def session_token(request: AnyRequest) -> str | None:
+    """What the session's cookie holds, whether it is worth anything or not."""
+    return request.cookies.get(_cookie_name(request))
+
+
 async def maybe_me(request: AnyRequest) -> Me | None:
     """Who is logged in, if anybody; asked of the database once a request."""
     if "me" not in request.state:
-        token = request.cookies.get(_cookie_name(request))
+        token = session_token(request)
         found = await sessions.find(token, datetime.now(UTC)) if token else None
         request.state.me = found and Me(found.user, found.tenant, found.role, found.session)
     return request.state.me
@@ -121,7 +126,7 @@ async def provide_owner(request: AnyRequest) -> Me:
     return me
 
 
-async def provide_app(request: AnyRequest, app_id: str) -> App:
+async def provide_app(request: AnyRequest, app_id: FromPath[str]) -> App:
     """The app in the path, within the tenant of whoever asks. Raises LoginNeeded or NotFound."""
     me = await provide_viewer(request)
     return await find_app(me.tenant, app_id)

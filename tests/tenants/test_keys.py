@@ -42,10 +42,20 @@ async def test_a_revoked_key_opens_nothing(database: Database, alice: Tenant) ->
     await keys.revoke_key(alice, key.id)
     assert await keys.tenant_by_key(plaintext) is None
     assert await keys.tenant_by_key(other) is not None
-    (first,) = [listed.revoked_at for listed in await keys.list_keys(alice) if listed.id == key.id]
+    (first,) = [listed.revoked_at for listed in await keys.list_keys(alice, datetime.now(UTC)) if listed.id == key.id]
     await keys.revoke_key(alice, key.id)
-    assert [listed.name for listed in await keys.list_keys(alice)] == ["Other", "Reports"]
-    assert (await keys.list_keys(alice))[1].revoked_at == first
+    assert [listed.name for listed in await keys.list_keys(alice, datetime.now(UTC))] == ["Other", "Reports"]
+    assert (await keys.list_keys(alice, datetime.now(UTC)))[1].revoked_at == first
+
+
+async def test_a_revoked_key_is_listed_for_a_month(database: Database, alice: Tenant) -> None:
+    key, _ = await keys.create_key(alice, "Reports")
+    await keys.create_key(alice, "Other")
+    await keys.revoke_key(alice, key.id)
+    now = datetime.now(UTC)
+    for days, names in ((29, ["Other", "Reports"]), (31, ["Other"])):
+        listed = await keys.list_keys(alice, now + timedelta(days=days))
+        assert [each.name for each in listed] == names
 
 
 async def test_bob_cannot_reach_alices_key(database: Database, alice: Tenant, bob: Tenant) -> None:
@@ -53,7 +63,7 @@ async def test_bob_cannot_reach_alices_key(database: Database, alice: Tenant, bo
     for tenant, key_id in ((bob, key.id), (alice, key.id + 1), (alice, 0), (alice, -1), (alice, 2**70)):
         with pytest.raises(NotFound):
             await keys.revoke_key(tenant, key_id)
-    assert await keys.list_keys(bob) == []
+    assert await keys.list_keys(bob, datetime.now(UTC)) == []
     assert await keys.tenant_by_key(plaintext) is not None
 
 

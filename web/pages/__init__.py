@@ -4,6 +4,14 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import dashboards, live, snippet
+from web.pages import account, accounts, apps, dashboards, landing, live, snippet
 
-PAGES: Sequence[ControllerRouterHandler] = [*dashboards.handlers, *live.handlers, *snippet.handlers]
+PAGES: Sequence[ControllerRouterHandler] = [
+    *landing.handlers,
+    *accounts.handlers,
+    *apps.handlers,
+    *dashboards.handlers,
+    *live.handlers,
+    *snippet.handlers,
+    *account.handlers,
+]

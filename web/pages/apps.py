@@ -5,11 +5,13 @@ from typing import Any
 
 from litestar import Response, get, post
 from litestar.datastructures import FormMultiDict
+from litestar.params import FromPath
 
 from tenants import apps, tokens
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue
 from tenants.tables import App
+from web.forms import is_name, text
 from web.guards import AnyRequest, Member, OurApp, Viewer
 from web.rendering import NOTICES, go, render
 
@@ -63,7 +65,7 @@ async def create(request: AnyRequest, member: Member) -> Response[bytes]:
     form = await request.form()
     try:
         app, _ = await apps.create_app(
-            member.tenant, _text(form, "name"), _text(form, "currency"), _text(form, "timezone")
+            member.tenant, text(form, "name"), text(form, "currency"), text(form, "timezone")
         )
     except InvalidValue as error:
         errors = {error.field: str(error)}
@@ -90,7 +92,7 @@ async def _settings(
         tab="settings",
         listed=listed,
         live=sum(state in ("live", "ends") for _, state in listed),
-        overlaps=[(hours, text) for hours, (text, _) in OVERLAPS.items()],
+        overlaps=[(hours, when) for hours, (when, _) in OVERLAPS.items()],
         overlap=_OVERLAP,
         errors={error.field: str(error)} if error else {},
         **_choices(form if form is not None else kept),
@@ -110,10 +112,10 @@ async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[b
     try:
         await apps.change_app(
             app,
-            name=_text(form, "name"),
-            currency=_text(form, "currency"),
-            timezone=_text(form, "timezone"),
-            honour_privacy_signals=_text(form, "honour_privacy_signals") == "1",
+            name=text(form, "name"),
+            currency=text(form, "currency"),
+            timezone=text(form, "timezone"),
+            honour_privacy_signals=text(form, "honour_privacy_signals") == "1",
         )
     except InvalidValue as error:
         # With the name that the app still has.
@@ -133,7 +135,7 @@ async def issue(member: Member, app: OurApp) -> Response[bytes]:
 async def rotate(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
     """A new token; the others end after the overlap chosen."""
     del member
-    chosen = OVERLAPS.get(_text(await request.form(), "overlap"))
+    chosen = OVERLAPS.get(text(await request.form(), "overlap"))
     if chosen is None:
         return await _settings(request, app, None, InvalidValue("overlap", "Choose when the other tokens end."))
     await tokens.rotate(app, chosen[1])
@@ -141,7 +143,7 @@ async def rotate(request: AnyRequest, member: Member, app: OurApp) -> Response[b
 
 
 @get("/apps/{app_id:str}/tokens/{token:str}/revoke")
-async def revoke_page(request: AnyRequest, member: Member, app: OurApp, token: str) -> Response[bytes]:
+async def revoke_page(request: AnyRequest, member: Member, app: OurApp, token: FromPath[str]) -> Response[bytes]:
     """Asks once more: pixels with the token stop."""
     del member
     found = await tokens.find_of_app(app, token)
@@ -155,7 +157,7 @@ async def revoke_page(request: AnyRequest, member: Member, app: OurApp, token: s
 
 
 @post("/apps/{app_id:str}/tokens/{token:str}/revoke")
-async def revoke(member: Member, app: OurApp, token: str) -> Response[bytes]:
+async def revoke(member: Member, app: OurApp, token: FromPath[str]) -> Response[bytes]:
     """End the token now."""
     found = await tokens.find_of_app(app, token)
     await tokens.revoke(member.tenant, found.token)
@@ -173,18 +175,12 @@ async def delete_page(request: AnyRequest, member: Member, app: OurApp) -> Respo
 async def delete(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
     """Delete the app and all it collected, once its name was typed."""
     del member
-    typed = _text(await request.form(), "name")
-    if typed.strip() != app.name:
+    typed = text(await request.form(), "name")
+    if not is_name(typed, app.name):
         errors = {"name": "Type the name of the app as it stands above."}
         return await render(request, "apps/delete.html", 422, app=app, tab="settings", errors=errors, typed=typed)
     await apps.delete_app(app)
     return go("/apps", "app-deleted")
-
-
-def _text(form: FormMultiDict, name: str) -> str:
-    """A field as text; a file, which no form of ours sends, is none."""
-    value = form.get(name)
-    return value if isinstance(value, str) else ""
 
 
 handlers = [

@@ -11,6 +11,7 @@ from typing import Any
 
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
+from litestar.params import FromPath
 from markupsafe import Markup
 
 from tenants.apps import list_apps
@@ -234,7 +235,7 @@ async def rejected_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
 
 
 @get("/apps/{app_id:str}/panels/{name:str}")
-async def panel(request: AnyRequest, app: OurApp, name: str) -> Response[bytes]:
+async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Response[bytes]:
     """One panel of a page."""
     if name not in PANELS:
         raise NotFoundException
