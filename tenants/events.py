@@ -185,7 +185,7 @@ async def _newest(
     return Page(rows, _cursor(rows[-1]["at"], rows[-1]["id"]) if more else None)
 
 
-_NOBODY = UUID(int=0)
+NOBODY = UUID(int=0)
 
 
 async def recent_events(
@@ -226,7 +226,7 @@ async def recent_events(
             "event_id": row["event_id"] or None,
             # As stored, not parsed: every value reads back just as it was sent.
             "params": msgspec.Raw(row["params_text"].encode()),
-            "person_id": row["person_id"] if row["person_id"] != _NOBODY else None,
+            "person_id": row["person_id"] if row["person_id"] != NOBODY else None,
             "warnings": row["warnings"],
         }
         for row in page.rows

@@ -9,8 +9,8 @@
     missing!=params.plan          was sent
     empty=params.plan             is the empty text
 
-Conditions on different fields must all hold. Values compare as text: `params.items=2` finds the number 2 and the text "2";
-of a list, any element.
+Conditions on different fields must all hold. Values compare as text: `params.items=2` finds the number 2 and the text
+"2"; of a list, any element.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from typing import Any
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue
 from tenants.hits import MAX_EVENT_TOKEN, MAX_LEVELS, MAX_QUERY
-from tenants.reports.sql import COLUMNS, text_of
+from tenants.reports.sql import COLUMNS, value_of
 
 # A page can show so many at once, and a query stays readable for who has to debug it.
 MAX_CONDITIONS = 30
@@ -76,9 +76,21 @@ class Filters:
         parts: list[str] = []
         parameters: dict[str, Any] = {}
         for number, ((field, negated), values) in enumerate(groups.items()):
-            text, names = text_of(field, f"f{number}")
-            parameters |= names | {f"v{number}": [value for value in values if value is not None]}
-            raise NotImplementedError((text, negated, parts))
+            value = value_of(field, f"f{number}")
+            parameters |= value.parameters
+            wanted = [text for text in values if text]
+            options: list[str] = []
+            if wanted:
+                parameters[f"v{number}"] = wanted
+                options.append(f"{value.text} IN {{v{number}:Array(String)}}")
+            if None in values:
+                options.append(value.missing)
+            if "" in values:
+                options.append(f"({value.text} = '' AND NOT {value.missing})")
+            if value.listed != "0" and any(text is not None for text in values):
+                parameters[f"l{number}"] = [text for text in values if text is not None]
+                options.append(f"({value.listed} AND hasAny({value.elements}, {{l{number}:Array(String)}}))")
+            parts.append(f"{'NOT ' if negated else ''}({' OR '.join(options)})")
         return "".join(f" AND {part}" for part in parts), parameters
 
 
@@ -124,12 +136,17 @@ def _value(field: str, value: str) -> str:
     if field == "category" and value not in ("event", "revenue"):
         raise InvalidValue(field, "A category is event or revenue.")
     if field == "currency":
-        value = value.upper()
-        if value not in MINOR_UNITS:
-            raise InvalidValue(field, "A currency is an ISO 4217 code such as EUR.")
+        return currency_of(value)
     if field == "event_token" and len(value) > MAX_EVENT_TOKEN:
         raise InvalidValue(field, f"An event token has {MAX_EVENT_TOKEN} characters at most.")
     return value
+
+
+def currency_of(code: str) -> str:
+    """A currency's code in upper case. Raises InvalidValue."""
+    if code.upper() not in MINOR_UNITS:
+        raise InvalidValue("currency", "A currency is an ISO 4217 code such as EUR.")
+    return code.upper()
 
 
 def _is_text(value: str) -> bool:

@@ -40,8 +40,8 @@ _DAY = timedelta(days=1)
 class Period:
     """From `start` until before `end`, both in the app's time zone; a running period ends now.
 
-    "7d" is today and the 6 days before it, "24h" the running hour and the 23 before it. `asked` is the interval that was
-    asked for, None where it was left to us.
+    "7d" is today and the 6 days before it, "24h" the running hour and the 23 before it. `asked` is the interval that
+    was asked for, None where it was left to us.
     """
 
     name: Name
@@ -72,7 +72,7 @@ class Period:
 
     @cached_property
     def before(self) -> "Period":
-        """The period to compare with: as many days earlier, up to the same time of day; for a month, the month before."""
+        """What to compare with: as many days earlier, up to the same time of day; for a month, the month before."""
         if self.name == "24h":
             return self._moved(
                 *(_local(at.astimezone(UTC) - _HOURS * _HOUR, self.zone) for at in (self.start, self.end))
@@ -135,7 +135,7 @@ def period_of(values: Mapping[str, str], timezone: str, now: datetime) -> Period
         start, end = start_of_day(today.replace(day=1), zone), now
     else:
         start, end = start_of_day(today - (_DAYS[name] - 1) * _DAY, zone), now
-    return Period(cast("Name", name), start, end, _interval(start, end, asked), asked)
+    return Period(name, start, end, _interval(start, end, asked), asked)
 
 
 def _custom(values: Mapping[str, str], today: date) -> tuple[date, date]:
@@ -167,7 +167,7 @@ def _date(field: str, text: str) -> date:
 
 def _interval(start: datetime, end: datetime, asked: Interval | None) -> Interval:
     days = (end.date() - start.date()).days + (end.time() != time())
-    interval = asked or next((fine for most, fine in _FINEST if days <= most), "month")
+    interval = asked or _finest(days)
     if interval == "hour" and days * 25 > MAX_BUCKETS:
         interval = "day"
     if interval == "day" and days > MAX_BUCKETS:
@@ -175,8 +175,15 @@ def _interval(start: datetime, end: datetime, asked: Interval | None) -> Interva
     return interval
 
 
+def _finest(days: int) -> Interval:
+    for most, interval in _FINEST:
+        if days <= most:
+            return interval
+    return "month"
+
+
 def start_of_day(day: date, zone: ZoneInfo) -> datetime:
-    """The first moment of a day in a zone: not midnight where clocks skip it; the next day's where they skip the day."""
+    """The first moment of a day in a zone: after midnight where clocks skip it, the next day's where they skip both."""
     midnight = _at(datetime.combine(day, time()), zone)
     if midnight.replace(tzinfo=None) == datetime.combine(day, time()):
         return midnight

@@ -6,6 +6,7 @@ from tenants.events import Queries
 from tenants.reports.compared import Compared
 from tenants.reports.filters import Filters
 from tenants.reports.period import Period
+from tenants.reports.sql import PERSONS, rows_of, share_of
 from tenants.tables import App
 
 
@@ -27,4 +28,29 @@ class Tokens(msgspec.Struct, frozen=True):
 
 async def tokens(app: App, store: Queries, period: Period, filters: Filters, limit: int = 50) -> Tokens:
     """The event tokens of the period, each with its count in the period before."""
-    raise NotImplementedError
+    where, parameters = filters.sql()
+    parameters |= {"app": str(app.id), "limit": limit}
+    rows = f"{rows_of(period.start, period.end)}{where}"
+    counted = f"SELECT event_token, count() AS events, {PERSONS} AS persons {rows} GROUP BY event_token"
+    found = await store.query(
+        f"SELECT *, sum(events) OVER () AS whole, count() OVER () AS known FROM ({counted}) "
+        "ORDER BY events DESC, event_token LIMIT {limit:UInt32}",
+        parameters,
+    )
+    # Of those that are shown: there may have been thousands.
+    before = f"{rows_of(period.before.start, period.before.end)}{where} AND event_token IN {{shown:Array(String)}}"
+    found_before = await store.query(
+        f"SELECT event_token, count() AS events {before} GROUP BY event_token",
+        parameters | {"shown": [row["event_token"] for row in found]},
+    )
+    earlier = {row["event_token"]: row["events"] for row in found_before}
+    listed = [
+        Token(
+            row["event_token"],
+            Compared(row["events"], earlier.get(row["event_token"], 0)),
+            row["persons"],
+            share_of(row["events"], row["whole"]),
+        )
+        for row in found
+    ]
+    return Tokens(listed, found[0]["known"] - len(found) if found else 0)

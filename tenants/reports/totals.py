@@ -1,16 +1,22 @@
 """How much there was: events, persons, and hits that did not become events."""
 
+import asyncio
+
 import msgspec
 
 from tenants.events import Queries
 from tenants.reports.compared import Compared
 from tenants.reports.filters import Filters
 from tenants.reports.period import Period
+from tenants.reports.sql import PERSONS, rows_of
 from tenants.tables import App
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """`persons` are those told apart; a hit without any identifier counts as event only. The last three know no filters."""
+    """`persons` are those told apart: a hit without any identifier counts as event only.
+
+    `rejected`, `duplicates` and `limited` are those of the whole app: only events have fields to filter by.
+    """
 
     events: Compared
     persons: Compared
@@ -21,4 +27,29 @@ class Totals(msgspec.Struct, frozen=True):
 
 async def totals(app: App, store: Queries, period: Period, filters: Filters) -> Totals:
     """What happened in the period and in the one before."""
-    raise NotImplementedError
+    (events, persons), (events_before, persons_before), others, others_before = await asyncio.gather(
+        _events(app, store, period, filters),
+        _events(app, store, period.before, filters),
+        _others(app, store, period),
+        _others(app, store, period.before),
+    )
+    compared = [Compared(now, before) for now, before in zip(others, others_before, strict=True)]
+    return Totals(Compared(events, events_before), Compared(persons, persons_before), *compared)
+
+
+async def _events(app: App, store: Queries, period: Period, filters: Filters) -> tuple[int, int]:
+    where, parameters = filters.sql()
+    (row,) = await store.query(
+        f"SELECT count() AS events, {PERSONS} AS persons {rows_of(period.start, period.end)}{where}",
+        {"app": str(app.id), **parameters},
+    )
+    return row["events"], row["persons"]
+
+
+async def _others(app: App, store: Queries, period: Period) -> tuple[int, int, int]:
+    rows = rows_of(period.start, period.end, "traffic", "minute")
+    (row,) = await store.query(
+        f"SELECT sum(rejected) AS rejected, sum(duplicate) AS duplicates, sum(limited) AS limited {rows}",
+        {"app": str(app.id)},
+    )
+    return row["rejected"], row["duplicates"], row["limited"]

@@ -1,11 +1,12 @@
 """What became of all hits over the period."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
-from tenants.events import Queries
+from tenants.events import OUTCOMES, Queries
 from tenants.reports.period import Interval, Period
+from tenants.reports.sql import bucket, rows_of, starts_of
 from tenants.tables import App
 
 
@@ -22,7 +23,15 @@ class Traffic(msgspec.Struct, frozen=True):
 
 async def traffic(app: App, store: Queries, period: Period) -> Traffic:
     """All hits of the app; filters do not apply, since only events have fields."""
-    raise NotImplementedError
+    starts = starts_of(period.buckets)
+    sums = ", ".join(f"sum({name}) AS {name}" for name in OUTCOMES)
+    found = await store.query(
+        f"SELECT {bucket('minute')} AS at, {sums} {rows_of(period.start, period.end, 'traffic', 'minute')} GROUP BY at",
+        {"app": str(app.id), "starts": starts},
+    )
+    rows = {row["at"]: row for row in found}
+    lines = {name: [rows[start][name] if start in rows else 0 for start in starts] for name in OUTCOMES}
+    return Traffic(period.interval, list(period.buckets), **lines)
 
 
 class LimitedMinute(msgspec.Struct, frozen=True):
@@ -35,4 +44,11 @@ class LimitedMinute(msgspec.Struct, frozen=True):
 
 async def limited_minutes(app: App, store: Queries, period: Period, limit: int = 20) -> list[LimitedMinute]:
     """The newest minutes in which hits of the app were limited."""
-    raise NotImplementedError
+    found = await store.query(
+        "SELECT toUnixTimestamp(minute) AS at, sum(limited) AS beyond, "
+        "sum(recorded + rejected + duplicate) AS admitted "
+        f"{rows_of(period.start, period.end, 'traffic', 'minute')} "
+        "GROUP BY minute HAVING beyond > 0 ORDER BY minute DESC LIMIT {limit:UInt32}",
+        {"app": str(app.id), "limit": limit},
+    )
+    return [LimitedMinute(datetime.fromtimestamp(row["at"], UTC), row["beyond"], row["admitted"]) for row in found]
