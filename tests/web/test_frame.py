@@ -99,8 +99,7 @@ async def test_forms_of_other_sites_are_refused(headers: dict[str, str], allowed
         }
         await guard(scope, receive, send)  # pyright: ignore[reportArgumentType]
         assert (reached, sent) == ((["app"], []) if allowed else ([], [403]))
-    scope = {"type": "http", "method": "GET", "headers": []}
-    await guard(scope, receive, send)  # pyright: ignore[reportArgumentType]
+    await guard({"type": "http", "method": "GET", "headers": []}, receive, send)  # pyright: ignore[reportArgumentType]
     assert reached[-1:] == ["app"]
 
 

@@ -1,0 +1,252 @@
+"""An app's pages over real events: panels and whole pages, filters, live hits, export."""
+
+import csv
+import io
+import time
+from collections.abc import Iterable
+from urllib.parse import quote, urlencode
+
+import httpx
+import pytest
+
+from server.digest import traffic_rows
+from server.event_store import EventStore
+from tenants.events import Row, event_row, rejection_row
+from tenants.hits import Category, Rejection, decode
+from tenants.snippets import encode_params
+from tenants.tables import App, Tenant
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}"
+ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
+PANELS = ("totals", "chart", "tokens", "breakdown", "revenue", "revenue-by", "orders", "rejected", "traffic")
+
+
+async def hits(store: EventStore, app: App, sent: Iterable[tuple[Category, dict[str, str]]], ago: int = 60) -> None:
+    """Digest these hits, received `ago` seconds ago and later, one a millisecond."""
+    now = int((time.time() - ago) * 1000)
+    events: list[Row] = []
+    rejections: list[Row] = []
+    counts: dict[tuple[int, int, str], int] = {}
+    for number, (category, query) in enumerate(sent):
+        named = (now + number << 80) | (0x7 << 76) | (app.id.int >> 60 << 4) | number
+        raw = urlencode(query, quote_via=quote).encode()
+        meaning = decode(category, raw, app.currency, privacy=False)
+        outcome = "recorded"
+        if isinstance(meaning, Rejection):
+            outcome = "rejected"
+            rejections.append(rejection_row(meaning, app.id.int, now + number, named, category))
+        else:
+            visitor = (number // 2 + 1) << 64
+            row = event_row(meaning, app.id.int, now + number, named, category, visitor, "192.0.2.0/24", b"", b"", b"")
+            events.append(row)
+        key = (app.id.int, (now + number) // 60_000 * 60, outcome)
+        counts[key] = counts.get(key, 0) + 1
+    token = f"{app.id}-{now}"
+    await store.insert("events", events, token + "-e")
+    await store.insert("rejections", rejections, token + "-r")
+    await store.insert("traffic", traffic_rows(counts, []), token + "-t")
+
+
+def sent(event_token: str, **values: object) -> tuple[Category, dict[str, str]]:
+    return "event", {"event_token": event_token, "params": encode_params(values, "url")}
+
+
+def sold(amount: str, currency: str = "EUR", **values: object) -> tuple[Category, dict[str, str]]:
+    query = {"event_token": "purchase", "amount": amount, "currency": currency}
+    return "revenue", query | {"params": encode_params(values, "url")}
+
+
+@pytest.fixture
+async def busy_shop(shop: App, event_store: EventStore) -> App:
+    await hits(
+        event_store,
+        shop,
+        [
+            sent("signup", plan="pro", email="ann@example.org"),
+            sent("signup", plan="pro"),
+            sent("signup", plan="team"),
+            sent("signup"),
+            sent(HOSTILE, plan=HOSTILE),
+            sold("2500", plan="pro"),
+            sold("900", plan="team"),
+            sold("-900", plan="team"),
+            sold("1250", "USD"),
+            sold("25.00"),
+        ],
+    )
+    return shop
+
+
+async def test_an_app_without_hits_waits_with_its_snippet(owner: httpx.AsyncClient, shop: App) -> None:
+    page = await owner.get(f"/apps/{shop.id}")
+    assert "Waiting for the first hit" in page.text
+    assert "&lt;img src=&#34;http://onepx.test/" in page.text
+    assert (await owner.get(f"/apps/{shop.id}/waiting", headers={"HX-Request": "true"})).status_code == 204
+
+
+async def test_the_first_hit_turns_the_page_into_the_dashboard(
+    owner: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sold("25.00")])  # a rejected one counts as one
+    reply = await owner.get(f"/apps/{shop.id}/waiting", headers={"HX-Request": "true"})
+    assert (reply.status_code, reply.headers["hx-refresh"]) == (200, "true")
+    assert "Waiting for the first hit" not in (await owner.get(f"/apps/{shop.id}")).text
+
+
+async def test_a_page_fetches_its_panels_and_sends_browsers_without_script_to_the_whole(
+    owner: httpx.AsyncClient, busy_shop: App
+) -> None:
+    page = await owner.get(f"/apps/{busy_shop.id}?period=7d")
+    for name in ("totals", "chart", "tokens", "breakdown"):
+        assert f'hx-get="/apps/{busy_shop.id}/panels/{name}?period=7d' in page.text
+    address = f"/apps/{busy_shop.id}?period=7d&amp;whole=1"
+    assert f'<noscript><meta http-equiv="refresh" content="0; url={address}">' in page.text
+    whole = await owner.get(address.replace("&amp;", "&"))
+    assert "http-equiv" not in whole.text
+    assert "/panels/totals" not in whole.text
+    panel = await owner.get(f"/apps/{busy_shop.id}/panels/totals?period=7d", headers={"HX-Request": "true"})
+    assert "<html" not in panel.text
+    # The same function made both.
+    assert panel.text.strip() in whole.text
+
+
+@pytest.mark.parametrize("name", PANELS)
+@pytest.mark.parametrize("query", ["", "period=today", "period=7d&event_token=signup", "params.plan!=pro"])
+async def test_every_panel_answers_for_every_view(
+    owner: httpx.AsyncClient, busy_shop: App, name: str, query: str
+) -> None:
+    reply = await owner.get(f"/apps/{busy_shop.id}/panels/{name}?{query}")
+    assert reply.status_code == 200
+    assert 'role="alert"' not in reply.text
+    assert "<script>alert" not in reply.text
+    assert "<img src=x" not in reply.text
+
+
+async def test_figures_and_filters(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    panels = f"/apps/{busy_shop.id}/panels"
+    totals = (await owner.get(f"{panels}/totals")).text
+    assert ">9</span>" in totals.partition("Events")[2].partition("Persons")[0]
+    assert ">1</span>" in totals.partition("Rejected")[2].partition("Limited")[0]
+    filtered = (await owner.get(f"{panels}/totals?event_token=signup&params.plan=pro")).text
+    assert ">2</span>" in filtered.partition("Events")[2].partition("Persons")[0]
+    revenue = (await owner.get(f"{panels}/revenue?page=revenue")).text
+    for figure in ("34.00 EUR", "9.00 EUR", "25.00 EUR", "17.00 EUR", "12.50 USD"):
+        assert figure in revenue
+    assert "46.50" not in revenue
+    breakdown = (await owner.get(f"{panels}/breakdown?field=params.plan")).text
+    assert "not sent" in breakdown
+    assert ESCAPED in breakdown
+    rejected = (await owner.get(f"{panels}/rejected?page=rejected")).text
+    assert "invalid_amount" in rejected
+    assert "amount=25.00" in rejected
+
+
+async def test_a_filter_is_added_by_a_form_and_stands_in_the_address(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    form = {"period": "7d", "event_token": "signup", "add_field": "plan", "add_how": "is not", "add_value": "pro"}
+    reply = await owner.get(f"/apps/{busy_shop.id}/revenue", params=form)
+    assert reply.status_code == 303
+    address = reply.headers["location"]
+    assert address == f"/apps/{busy_shop.id}/revenue?period=7d&event_token=signup&params.plan%21=pro"
+    page = (await owner.get(address)).text
+    assert "plan is not pro" in page
+    assert f'href="/apps/{busy_shop.id}/revenue?period=7d&amp;event_token=signup"' in page
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("period=fortnight", "This shows the last 30 days"),
+        ("period=custom&from=2026-13-01", "This shows the last 30 days"),
+        ("currency=EURO", "A filter was left out"),
+        ("add_field=a..b&add_value=x", "The filter was not added"),
+    ],
+)
+async def test_an_address_that_cannot_be_is_said_and_shows_something(
+    owner: httpx.AsyncClient, busy_shop: App, query: str, said: str
+) -> None:
+    page = await owner.get(f"/apps/{busy_shop.id}?{query}")
+    assert page.status_code == 200
+    assert said in page.text
+
+
+async def test_a_panel_that_cannot_be_answered_offers_to_try_again(
+    owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from server.event_store import EventStoreUnavailable
+
+    async def away(*_: object) -> None:
+        raise EventStoreUnavailable("away")
+
+    monkeypatch.setattr(event_store, "query", away)
+    address = f"/apps/{busy_shop.id}/panels/totals"
+    reply = await owner.get(address, headers={"HX-Request": "true"})
+    assert reply.status_code == 503
+    assert f'hx-get="{address}"' in reply.text
+    assert "Try again" in reply.text
+    whole = await owner.get(f"/apps/{busy_shop.id}?whole=1")
+    assert whole.status_code == 200
+    assert whole.text.count("does not answer right now") == 4
+
+
+async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore) -> None:
+    page = (await owner.get(f"/apps/{busy_shop.id}/live")).text
+    assert page.count('<article class="hit') == 10
+    assert ESCAPED in page
+    assert "<script>alert" not in page
+    after = page.partition("&#34;after&#34;: &#34;")[2].partition("&#34;")[0]
+    await hits(event_store, busy_shop, [sent("new_one")], ago=0)
+    newer = (await owner.get(f"/apps/{busy_shop.id}/live/newer", params={"after": after})).text
+    assert newer.count('<article class="hit') == 1
+    assert "new_one" in newer
+    after = newer.partition("&#34;after&#34;: &#34;")[2].partition("&#34;")[0]
+    assert "<article" not in (await owner.get(f"/apps/{busy_shop.id}/live/newer", params={"after": after})).text
+    assert (await owner.get(f"/apps/{busy_shop.id}/live/newer", params={"after": "made up"})).status_code == 400
+    assert (await owner.get(f"/apps/{busy_shop.id}/live/newer")).status_code == 400
+    only = (await owner.get(f"/apps/{busy_shop.id}/live?kind=rejected&category=revenue")).text
+    assert only.count('<article class="hit') == 1
+
+
+async def test_an_export_is_of_the_view_and_safe_in_a_spreadsheet(
+    owner: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sent("=HYPERLINK(1)", plan="pro"), sent("signup", plan="=1+1"), sold("-900")])
+    reply = await owner.get(f"/apps/{shop.id}/export?format=csv&period=7d")
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith("text/csv")
+    disposition = reply.headers["content-disposition"]
+    assert disposition.startswith('attachment; filename="shop-')
+    assert disposition.endswith('.csv"')
+    rows = list(csv.DictReader(io.StringIO(reply.text)))
+    assert [row["event_token"] for row in rows] == ["'=HYPERLINK(1)", "signup", "purchase"]
+    assert rows[2]["amount"] == "-900"
+    filtered = await owner.get(f"/apps/{shop.id}/export?period=7d&params.plan=pro")
+    assert len(list(csv.DictReader(io.StringIO(filtered.text)))) == 1
+    parquet = await owner.get(f"/apps/{shop.id}/export?format=parquet&period=7d")
+    assert parquet.content[:4] == parquet.content[-4:] == b"PAR1"
+
+
+@pytest.mark.parametrize("query", ["format=xlsx", "currency=EURO", "period=custom&from=yesterday"])
+async def test_an_export_of_what_cannot_be_is_refused(owner: httpx.AsyncClient, shop: App, query: str) -> None:
+    reply = await owner.get(f"/apps/{shop.id}/export?{query}")
+    assert reply.status_code == 400
+    assert "No export" in reply.text
+
+
+@pytest.mark.parametrize("name", ['Shop"; filename="evil.exe', "Shop\u202egnp.exe", "Schuhe & Blümchen", "雨"])
+async def test_no_name_of_an_app_breaks_a_header(
+    owner: httpx.AsyncClient, alice: Tenant, shop: App, event_store: EventStore, name: str
+) -> None:
+    await App.update({App.name: name}).where(App.id == shop.id)
+    disposition = (await owner.get(f"/apps/{shop.id}/export")).headers["content-disposition"]
+    assert disposition.isascii()
+    assert disposition.count('"') == 2
+    assert ".exe" not in disposition
+
+
+async def test_all_apps_at_a_glance_and_the_limit_used(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    counts = (await owner.get("/apps/counts", headers={"HX-Request": "true"})).text
+    assert f'id="overview-{busy_shop.id}" hx-swap-oob="true"' in counts
+    assert "<polyline" in counts
+    used = (await owner.get("/account/usage", headers={"HX-Request": "true"})).text
+    assert "hits a second" in used
+    assert "of 1,000" in used
