@@ -2,42 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 
 import httpx
 import pytest
-from litestar import Litestar
+from application import ADDRESS, Site
 
 from server.database import Database
 from server.event_store import EventStore
-from tenants import apps, sessions
+from tenants import apps
 from tenants.tables import App, Membership, Role, Tenant, User
 from web.app import create_app
-
-ADDRESS = "http://onepx.test"
-
-
-class Site:
-    """The application, and a way to look at it."""
-
-    def __init__(self, app: Litestar, browsers: AsyncExitStack) -> None:
-        self.app = app
-        self._browsers = browsers
-
-    async def browser(self, user: User | None = None, tenant: Tenant | None = None) -> httpx.AsyncClient:
-        """A browser, logged in if a user is given. It follows no redirects and keeps cookies."""
-        browser = await self._browsers.enter_async_context(
-            httpx.AsyncClient(
-                # Errors are answered as pages: a test must not see more than a browser does.
-                transport=httpx.ASGITransport(self.app, raise_app_exceptions=False, client=("192.0.2.7", 40_000)),
-                base_url=ADDRESS,
-                headers={"Sec-Fetch-Site": "same-origin", "Origin": ADDRESS},
-            )
-        )
-        if user is not None:
-            assert tenant is not None
-            browser.cookies.set("session", await sessions.create(user, "Test browser", datetime.now(UTC), tenant))
-        return browser
 
 
 @pytest.fixture
