@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from machine import Machine
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from shop import Shop, open_shop
 
 AXE = Path(__file__).parent / "vendor/axe.js"
@@ -24,6 +24,8 @@ PUBLIC = [
 ]
 INSIDE = [
     ("apps", "/apps"),
+    ("new-app", "/apps/new"),
+    ("delete-app", "APP/delete"),
     ("events", "APP"),
     ("events-filtered", "APP?period=7d&event_token=signup&params.plan=pro"),
     ("events-empty", "APP?event_token=nothing"),
@@ -44,6 +46,7 @@ INSIDE = [
     ("revenue-none", "NEW/revenue"),
     ("rejected-none", "NEW/rejected"),
     ("account", "/account"),
+    ("profile", "/account/profile"),
     ("people", "/account/people"),
     ("keys", "/account/keys"),
     ("delete-account", "/account/delete"),
@@ -113,9 +116,9 @@ def look_at(page: Page, scheme: str, name: str, address: str) -> None:
 
 def settled(page: Page) -> None:
     """Wait until no panel is being fetched."""
-    page.wait_for_function(
-        "!document.querySelector('.loading') && !document.querySelector('.htmx-request:not([data-poll])')"
-    )
+    # Not wait_for_function: it evaluates text in the page, which the content policy refuses.
+    expect(page.locator(".loading")).to_have_count(0)
+    expect(page.locator(".htmx-request:not([data-poll])")).to_have_count(0)
 
 
 def violations(page: Page) -> list[str]:
