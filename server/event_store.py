@@ -4,6 +4,9 @@ Reading and digesting use clients of their own, each bound to a thread: queries 
 """
 
 import asyncio
+import contextlib
+import os
+import secrets
 import sys
 import tempfile
 import threading
@@ -11,10 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
+from io import IOBase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
+from weakref import WeakSet
 
 import clickhouse_connect
 import structlog
@@ -25,7 +30,8 @@ from clickhouse_connect.driver.insert import InsertContext
 from clickhouse_connect.driver.transform import NativeTransform
 
 from server.settings import redact
-from tenants.errors import Unavailable
+from server.streams import ByteStream
+from tenants.errors import Busy, Unavailable
 from tenants.events import COLUMNS
 
 log = structlog.get_logger()
@@ -38,6 +44,11 @@ _READERS = 2
 _QUERY_SECONDS = 30
 # A change may rewrite a large part; one that takes longer goes on by itself, and is asked for again.
 _CHANGE_SECONDS = 600
+# Exports at once, and of one tenant: each computes on one core for as long as its reader takes.
+_STREAMS = 4
+_STREAMS_OF_ONE = 2
+_STREAM_SECONDS = 86_400
+_COPIED_BYTES = 65_536
 _CONNECT_SECONDS = 3
 # clickhouse-connect loads pandas only to see that what we hand it is none of it: 50 MB. None makes an import fail.
 sys.modules.setdefault("pandas", None)  # pyright: ignore[reportArgumentType]
@@ -85,6 +96,10 @@ class EventStore:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="report")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
+        self._exports = ThreadPoolExecutor(_STREAMS, thread_name_prefix="export")
+        # Who has a stream that is being written.
+        self._streaming: list[int] = []
+        self._streams = WeakSet[ByteStream]()
         self._clients: list[Client] = []
 
     def _connect(self, seconds: int) -> Client:
@@ -131,6 +146,69 @@ class EventStore:
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
 
+    async def stream(
+        self, sql: str, parameters: Mapping[str, Any], form: str, settings: Mapping[str, Any], whose: int
+    ) -> ByteStream:
+        """The result of a SELECT in a ClickHouse format, of any size, once its first bytes are there.
+
+        Raises Busy when too many are being read, in all or by `whose`; EventStoreUnavailable, EventStoreRefused.
+        """
+        if len(self._streaming) >= _STREAMS or self._streaming.count(whose) >= _STREAMS_OF_ONE:
+            raise Busy("too many exports run at once")
+        # In the name of the pipe, or in a comment, it tells the query to be ended.
+        mark = secrets.token_hex(16)
+        # Small blocks, since the engine holds one of every part of the table.
+        all_settings = {"max_threads": 1, "max_block_size": 8192, "max_execution_time": 0, **settings}
+        try:
+            stream = ByteStream(self._tmp_dir / f"{mark}.export", lambda: self._end(mark))
+        except OSError as error:
+            raise EventStoreUnavailable(f"{self._tmp_dir}: {error.strerror}") from error
+        # For the writer, which must not hold the stream.
+        path, writer, ended = stream.path, stream.writer, stream.ended
+
+        def write(client: Client) -> None:
+            if self.embedded:
+                options = ", ".join(f"{name} = '{value}'" for name, value in all_settings.items())
+                into = f"INTO OUTFILE {_quoted(str(path))} TRUNCATE FORMAT {form}"
+                client.command(f"{sql} SETTINGS {options} {into}", parameters=dict(parameters))
+                return
+            result = client.raw_stream(
+                f"{sql} /* {mark} */", parameters=dict(parameters), settings=all_settings, fmt=form
+            )
+            with contextlib.closing(cast("IOBase", result)) as result:
+                while not ended.is_set() and (chunk := memoryview(result.read(_COPIED_BYTES))):
+                    while chunk:
+                        chunk = chunk[os.write(writer, chunk) :]
+
+        def write_unless_ended(client: Client) -> None:
+            try:
+                write(client)
+            except ClickHouseError:
+                # The embedded engine lets go of a query that failed with the connection's next one.
+                if self.embedded:
+                    client.command("SELECT 1")
+                if not ended.is_set():
+                    raise
+
+        def write_and_close() -> None:
+            try:
+                self._run(write_unless_ended, _STREAM_SECONDS)
+            finally:
+                self._streaming.remove(whose)
+                path.unlink()
+                os.close(writer)
+
+        self._streaming.append(whose)
+        self._streams.add(stream)
+        await stream.begin(self._exports.submit(write_and_close))
+        return stream
+
+    def _end(self, mark: str) -> None:
+        """Have the engine end the query with this mark, soon."""
+        kill = f"KILL QUERY WHERE position(query, '{mark}') > 0 AND query_kind = 'Select' ASYNC"
+        with contextlib.suppress(RuntimeError):  # of a store that was closed: it ends with the process
+            self._readers.submit(self._run, lambda client: client.command(kill))
+
     async def change(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
         """Run a statement that changes what is stored, to its end. Raises EventStoreUnavailable or EventStoreRefused.
 
@@ -160,9 +238,9 @@ class EventStore:
             if self.embedded:
                 # Read by the engine itself: the client's own way would copy the file once more.
                 options = ", ".join(f"{name} = '{value}'" for name, value in settings.items() if name != "async_insert")
-                source = str(path).replace("\\", "\\\\").replace("'", "\\'")
+                source = _quoted(str(path))
                 client.command(
-                    f"INSERT INTO {table} ({', '.join(names)}) FROM INFILE '{source}' SETTINGS {options} FORMAT Native"
+                    f"INSERT INTO {table} ({', '.join(names)}) FROM INFILE {source} SETTINGS {options} FORMAT Native"
                 )
             else:
                 with path.open("rb") as block:
@@ -210,11 +288,18 @@ class EventStore:
 
     def close(self) -> None:
         """Close all clients; the embedded engine flushes and lets go of its folder."""
+        for stream in list(self._streams):
+            stream.close()
+        self._exports.shutdown(cancel_futures=True)
         self._readers.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)
         self._changes.shutdown(cancel_futures=True)
         for client in self._clients:
             client.close()
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def write_native(table: str, rows: Sequence[Sequence[Any]], folder: Path) -> Path:

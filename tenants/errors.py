@@ -29,3 +29,7 @@ class EmailTaken(InvalidValue):
 
 class Unavailable(Exception):
     """A store does not answer for now: try again later."""
+
+
+class Busy(Unavailable):
+    """As much of this is being done as may be at once: try again in a minute."""

@@ -1,0 +1,128 @@
+"""A query's result as bytes of any size, in constant memory: the engine writes to a pipe, who downloads reads from it.
+
+So a slow reader has the engine wait, and neither memory nor disk keeps what is on its way.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+# What one turn of the event loop may be spent on; a pipe holds no more.
+_CHUNK_BYTES = 256 * 1024
+# Who reads nothing for so long has gone away, or holds a place that others wait for.
+_STALLED_SECONDS = 120.0
+_END_SECONDS = 0.5
+
+
+class ByteStream:
+    """Read it once, with `async for`. Closed, dropped or not read for two minutes, it has its writer end.
+
+    The writer opens `path`, or writes to the descriptor `writer`; when it is done it removes the one and closes the
+    other. It looks at `ended`, and the function `end` is called until it is done. No writer may hold the stream itself.
+    """
+
+    def __init__(self, path: Path, end: Callable[[], None]) -> None:
+        os.mkfifo(path, 0o600)
+        self.path = path
+        self.ended = threading.Event()
+        self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.writer = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        # Where the system allows less, chunks are smaller.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _CHUNK_BYTES)
+        self._end = end
+        self._done: Future[None] | None = None
+        self._first = b""
+        self._stalled: asyncio.TimerHandle | None = None
+
+    async def begin(self, done: "Future[None]") -> None:
+        """Wait for the first bytes. What the writer, which is `done` then, raises is raised here or at the end."""
+        self._done = done
+        try:
+            self._first = await self._next()
+        except BaseException:
+            self.close()
+            raise
+
+    def __aiter__(self) -> "ByteStream":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        chunk, self._first = self._first, b""
+        chunk = chunk or await self._next()
+        if not chunk:
+            self.close()
+            raise StopAsyncIteration
+        # Not a method of ours: a timer that held us would keep us from being dropped.
+        dropped: weakref.ref[ByteStream] = weakref.ref(self)
+        self._stalled = asyncio.get_running_loop().call_later(_STALLED_SECONDS, _close, dropped)
+        return chunk
+
+    async def _next(self) -> bytes:
+        """More bytes; none at the end."""
+        while not self.ended.is_set():
+            try:
+                chunk = os.read(self._reader, _CHUNK_BYTES)
+            except BlockingIOError:
+                await _readable(self._reader)
+                continue
+            if not chunk and self._done is not None:
+                await asyncio.wrap_future(self._done)
+            return chunk
+        raise ConnectionAbortedError("the stream was ended before all was read")
+
+    def close(self) -> None:
+        """End it, whatever was not read yet. Done again it changes nothing."""
+        if self.ended.is_set():
+            return
+        self.ended.set()
+        if self._stalled is not None:
+            self._stalled.cancel()
+        threading.Thread(target=_drain, args=(self._reader, self._end), name="drain", daemon=True).start()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_end"):  # else it could not be made
+            self.close()
+
+
+def _close(stream: "weakref.ref[ByteStream]") -> None:
+    if (found := stream()) is not None:
+        found.close()
+
+
+def _drain(reader: int, end: Callable[[], None]) -> None:
+    """Read until the writer is done, which may be about to open the pipe, or wait for room in it, for ever."""
+    asked_at = 0.0
+    while True:
+        readable, _, _ = select.select([reader], [], [], _END_SECONDS)
+        if readable and not os.read(reader, _CHUNK_BYTES):
+            break
+        if time.monotonic() - asked_at > _END_SECONDS:
+            end()
+            asked_at = time.monotonic()
+    os.close(reader)
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, _set, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+def _set(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
