@@ -128,9 +128,3 @@ def _milliseconds(moment: datetime) -> int:
     passed = moment - _EPOCH
     return -(-(passed.days * 86_400_000_000 + passed.seconds * 1_000_000 + passed.microseconds) // 1000)
 
-
-def file_name(app: App, period_start: datetime, period_end: datetime, format: Format) -> str:
-    """A name for the file, of plain ASCII: `my-site-2026-11-01-2026-11-24.csv`. The days are UTC's."""
-    letters = "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in app.name.lower())
-    site = "-".join(letters.split())[:60].rstrip("-") or "events"
-    return f"{site}-{period_start.astimezone(UTC):%Y-%m-%d}-{period_end.astimezone(UTC):%Y-%m-%d}.{format}"

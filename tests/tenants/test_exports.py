@@ -25,7 +25,7 @@ from server.journal import hit_id
 from server.streams import ByteStream
 from tenants.errors import Busy
 from tenants.events import event_row, timestamp
-from tenants.exports import Format, export, file_name
+from tenants.exports import Format, export
 from tenants.hits import Category, Event, decode
 from tenants.tables import App
 
@@ -82,7 +82,10 @@ async def as_csv(store: EventStore, of: App, condition: str = "", **parameters: 
 
 async def as_parquet(store: EventStore, of: App) -> list[dict[str, Any]]:
     data = await everything(await start(store, of, "parquet"))
-    return table_of(data).to_pylist()
+    table = table_of(data)
+    assert str(table["received_at"].type) == "timestamp[ms, tz=UTC]"
+    # As a number: to make a datetime pyarrow asks for pandas, which the server keeps from being loaded.
+    return table.set_column(0, "received_at", table["received_at"].cast("int64")).to_pylist()
 
 
 def table_of(data: bytes) -> Any:
@@ -124,7 +127,7 @@ async def test_an_event_with_everything(event_store: EventStore) -> None:
     (typed,) = await as_parquet(event_store, shop)
     assert list(typed) == HEADER
     assert typed == row | {
-        "received_at": datetime.fromtimestamp(NOW // 1000, UTC) + timedelta(milliseconds=NOW % 1000),
+        "received_at": NOW,
         "amount": -2550,
         "amount_decimal": "-25.50",
     }
@@ -360,20 +363,6 @@ async def test_an_export_that_fails_half_way_is_no_whole_file(event_store: Event
     with pytest.raises(module.EventStoreUnavailable):
         await everything(stream)
     await until_idle(event_store)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("My Site", "my-site-2026-10-31-2026-11-02.csv"),
-        ('a"; filename="x\r\n/../é', "a-filename-x-2026-10-31-2026-11-02.csv"),
-        ("日本", "events-2026-10-31-2026-11-02.csv"),
-        ("x" * 100, "x" * 60 + "-2026-10-31-2026-11-02.csv"),
-    ],
-)
-def test_a_file_is_named_after_the_app_and_the_period(name: str, expected: str) -> None:
-    start, end = datetime.fromisoformat("2026-11-01T00:00+01:00"), datetime.fromisoformat("2026-11-02T00:00+00:00")
-    assert file_name(App(id=uuid4(), tenant=1, name=name), start, end, "csv") == expected
 
 
 def test_pipes_are_for_the_owner_alone(tmp_path: Path) -> None:
