@@ -10,7 +10,7 @@ import msgspec
 
 from tenants.events import Queries
 from tenants.reports.period import start_of_day
-from tenants.reports.sql import PERSONS, bucket, seconds, starts_of
+from tenants.reports.sql import PERSONS, bucket, starts_of, within
 from tenants.tables import App, Tenant
 
 DAYS = 14
@@ -45,23 +45,21 @@ async def _in_zone(timezone: str, apps: list[App], store: Queries, now: datetime
     days = [start_of_day(today - timedelta(days=back), zone) for back in reversed(range(DAYS))]
     starts = starts_of(days)
     parameters = {"apps": [str(app.id) for app in apps], "starts": starts}
-    mine = "WHERE app_id IN {apps:Array(UUID)}"
+    mine = "WHERE app_id IN {apps:Array(UUID)} AND"
+    before, since = within(days[0], days[-1], "traffic"), within(days[-1], now)
     counts, details, amounts = await asyncio.gather(
         store.query(
-            f"SELECT app_id, {bucket('minute')} AS at, sum(recorded) AS events FROM traffic {mine} "
-            f"AND minute >= toDateTime({starts[0]}) AND minute < toDateTime({starts[-1]}) GROUP BY app_id, at",
+            f"SELECT app_id, {bucket('minute')} AS at, sum(recorded) AS events FROM traffic {mine} {before} "
+            "GROUP BY app_id, at",
             parameters,
         ),
         store.query(
-            f"SELECT app_id, count() AS events, {PERSONS} AS persons FROM events {mine} "
-            f"AND received_at >= toDateTime({starts[-1]}) AND received_at < toDateTime({seconds(now)}) "
-            "GROUP BY app_id",
+            f"SELECT app_id, count() AS events, {PERSONS} AS persons FROM events {mine} {since} GROUP BY app_id",
             parameters,
         ),
         store.query(
-            f"SELECT app_id, currency, sum(amount) AS net FROM events {mine} AND category = 'revenue' "
-            f"AND received_at >= toDateTime({starts[-1]}) AND received_at < toDateTime({seconds(now)}) "
-            "GROUP BY app_id, currency ORDER BY currency",
+            f"SELECT app_id, currency, sum(amount) AS net FROM events {mine} {since} "
+            "AND category = 'revenue' GROUP BY app_id, currency ORDER BY currency",
             parameters,
         ),
     )

@@ -127,8 +127,8 @@ async def revenue_by(
     app: App, store: Queries, period: Period, filters: Filters, field: str, currency: str, limit: int = 20
 ) -> RevenueBreakdown:
     """One currency's revenue by the values of a field, as in `breakdown`. Raises InvalidValue."""
-    value = value_of(field_of(field), "by")
-    rows, parameters = _revenue_rows(app, period, filters, currency_of(currency))
+    value, currency = value_of(field_of(field), "by"), currency_of(currency)
+    rows, parameters = _revenue_rows(app, period, filters, currency)
     found = await store.query(
         f"SELECT *, count() OVER () AS known FROM (SELECT {value.each} AS text, {value.missing} AS missing, "
         f"{_SUMS}, {_BUYERS} {rows} GROUP BY text, missing) "

@@ -26,7 +26,7 @@ Parameters = dict[str, Any]
 class Value:
     """Expressions for the value of a field in a row, and the parameters they need.
 
-    `text` is '' where `missing`. Where `listed` the row has several, in `elements`; an empty list is the value `[]`.
+    `text` is '' where `missing`. Where `listed` the row has several, in `elements`; once each; an empty list is `[]`.
     """
 
     text: str
@@ -62,15 +62,23 @@ def value_of(field: str, prefix: str) -> Value:
 
 def _elements(text: str) -> str:
     elements = f"JSONExtractArrayRaw({text})"
-    return f"if(empty({elements}), ['[]'], arrayMap(e -> if(startsWith(e, '\"'), JSONExtractString(e), e), {elements}))"
+    texts = f"arrayMap(e -> if(startsWith(e, '\"'), JSONExtractString(e), e), {elements})"
+    return f"if(empty({elements}), ['[]'], arrayDistinct({texts}))"
 
 
-def rows_of(start: datetime, end: datetime, table: str = "events", time: str = "received_at") -> str:
+def rows_of(start: datetime, end: datetime, table: str = "events") -> str:
     """The rows of `{app:UUID}` from `start` until before `end`: FROM and WHERE, to be followed by AND."""
-    return (
-        f"FROM {table} WHERE app_id = {{app:UUID}} "
-        f"AND {time} >= toDateTime({seconds(start)}) AND {time} < toDateTime({seconds(end)})"
-    )
+    return f"FROM {table} WHERE app_id = {{app:UUID}} AND {within(start, end, table)}"
+
+
+def within(start: datetime, end: datetime, table: str = "events") -> str:
+    """The condition that a row is from `start` until before `end`."""
+    if table == "traffic":
+        return f"minute >= toDateTime({seconds(start)}) AND minute < toDateTime({seconds(end)})"
+    # In the type of the column: asked for times before a full second as DateTime, the engine's index leaves out the
+    # last second (chDB 26.5).
+    first, after = (f"fromUnixTimestamp64Milli({seconds(at)}000)" for at in (start, end))
+    return f"received_at >= {first} AND received_at < {after}"
 
 
 def seconds(at: datetime) -> int:

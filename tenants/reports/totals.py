@@ -47,7 +47,7 @@ async def _events(app: App, store: Queries, period: Period, filters: Filters) ->
 
 
 async def _others(app: App, store: Queries, period: Period) -> tuple[int, int, int]:
-    rows = rows_of(period.start, period.end, "traffic", "minute")
+    rows = rows_of(period.start, period.end, "traffic")
     (row,) = await store.query(
         f"SELECT sum(rejected) AS rejected, sum(duplicate) AS duplicates, sum(limited) AS limited {rows}",
         {"app": str(app.id)},

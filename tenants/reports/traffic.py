@@ -26,7 +26,7 @@ async def traffic(app: App, store: Queries, period: Period) -> Traffic:
     starts = starts_of(period.buckets)
     sums = ", ".join(f"sum({name}) AS {name}" for name in OUTCOMES)
     found = await store.query(
-        f"SELECT {bucket('minute')} AS at, {sums} {rows_of(period.start, period.end, 'traffic', 'minute')} GROUP BY at",
+        f"SELECT {bucket('minute')} AS at, {sums} {rows_of(period.start, period.end, 'traffic')} GROUP BY at",
         {"app": str(app.id), "starts": starts},
     )
     rows = {row["at"]: row for row in found}
@@ -47,7 +47,7 @@ async def limited_minutes(app: App, store: Queries, period: Period, limit: int =
     found = await store.query(
         "SELECT toUnixTimestamp(minute) AS at, sum(limited) AS beyond, "
         "sum(recorded + rejected + duplicate) AS admitted "
-        f"{rows_of(period.start, period.end, 'traffic', 'minute')} "
+        f"{rows_of(period.start, period.end, 'traffic')} "
         "GROUP BY minute HAVING beyond > 0 ORDER BY minute DESC LIMIT {limit:UInt32}",
         {"app": str(app.id), "limit": limit},
     )

@@ -1,0 +1,61 @@
+"""An app whose hits are stored as the digest stores them."""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+import msgspec
+
+from server.event_store import EventStore
+from tenants.events import event_row, rejection_row
+from tenants.hits import Category, Rejection, decode
+from tenants.reports.period import Period, period_of
+from tenants.tables import App
+
+NOW = datetime.now(UTC)
+
+
+class Shop:
+    """An app; what it was sent is stored when `store` is called."""
+
+    def __init__(self, event_store: EventStore, timezone: str) -> None:
+        self.app = App(id=uuid4(), tenant=1, name="Shop", currency="EUR", timezone=timezone)
+        self.events = event_store
+        self._rows: dict[str, list[Any]] = {"events": [], "rejections": [], "traffic": []}
+
+    def hit(
+        self,
+        event_token: str = "view",
+        at: datetime | None = None,
+        *,
+        person: UUID | None = None,
+        params: dict[str, Any] | None = None,
+        **query: Any,
+    ) -> None:
+        """One hit, a minute ago if no time is given; of category revenue where it has an `amount`."""
+        at = at or NOW - timedelta(minutes=1)
+        category: Category = "revenue" if "amount" in query else "event"
+        sent = {"event_token": event_token, "params": msgspec.json.encode(params or {}), **query}
+        found = decode(category, urlencode(sent).encode(), "EUR", privacy=False)
+        milliseconds, hit_id = int(at.timestamp() * 1000), int.from_bytes(secrets.token_bytes(16), "big")
+        if isinstance(found, Rejection):
+            row = rejection_row(found, self.app.id.int, milliseconds, hit_id, category)
+            self._rows["rejections"].append(row)
+            return
+        visitor = person.int if person else 0
+        row = event_row(found, self.app.id.int, milliseconds, hit_id, category, visitor, "", b"", b"", b"")
+        self._rows["events"].append(row)
+
+    def traffic(self, at: datetime, *counts: int) -> None:
+        """Recorded, rejected, duplicate, limited hits of a minute."""
+        self._rows["traffic"].append((self.app.id.int, at.replace(second=0, microsecond=0), *counts))
+
+    async def store(self) -> None:
+        for table, rows in self._rows.items():
+            await self.events.insert(table, rows, uuid4().hex)
+            rows.clear()
+
+    def period(self, **values: str) -> Period:
+        return period_of(values, self.app.timezone, NOW)
