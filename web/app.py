@@ -8,6 +8,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
+import msgspec
 import structlog
 from litestar import Litestar, MediaType, Request, Response, Router
 from litestar.config.compression import CompressionConfig
@@ -21,7 +22,7 @@ from litestar.types import Scope
 
 from tenants.errors import InvalidValue, NotFound, TooManyTries, Unavailable
 from tenants.events import Queries
-from web.api import api
+from web.api import api, described
 from web.assets import Assets, static
 from web.guards import DEPENDENCIES, AnyRequest, Forbidden, LoginNeeded, login_address
 from web.origin import SameOrigin
@@ -84,7 +85,7 @@ def create_app(
             version=version,
             description="Read back what your pixels recorded. Every request carries an API key of your tenant.",
             path="/api/docs",
-            render_plugins=[_ReferencePage(path="/"), JsonRenderPlugin(path="/openapi.json")],
+            render_plugins=[_ReferencePage(path="/"), _ReferenceFile(path="/openapi.json")],
             use_handler_docstrings=True,
             components=Components(
                 security_schemes={"API key": SecurityScheme(type="http", scheme="bearer")},
@@ -103,7 +104,19 @@ class _ReferencePage(OpenAPIRenderPlugin):
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         page = templates.get_template("api_reference.html")
         context = {"asset": request.app.state.assets.address, "me": None, "notice": None, "request": request}
-        return page.render(context, schema=openapi_schema, site=request.app.state.public_url).encode()
+        schema, site = described(openapi_schema), request.app.state.public_url
+        return page.render(context, schema=schema, site=site, indented=_indented).encode()
+
+
+def _indented(example: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(example), indent=2).decode()
+
+
+class _ReferenceFile(JsonRenderPlugin):
+    """The same for tools."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return super().render(request, described(openapi_schema))
 
 
 def _page_headers(pixel_url: str) -> Any:

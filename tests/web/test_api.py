@@ -1,0 +1,233 @@
+"""The JSON API: its reports over real events, whose they are, and what its reference says."""
+# The reference is checked as the JSON it is.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import msgspec
+import pytest
+from application import Site
+
+from server.event_store import EventStore
+from tenants import apps, keys
+from tenants.events import event_row
+from tenants.hits import Event, decode
+from tenants.tables import App, Tenant
+from web.api import records, reports
+from web.api.examples import EXAMPLES
+
+REPORTS = ("totals", "series", "breakdown", "revenue", "traffic", "fields")
+
+
+class Reader:
+    """A program with a key of the tenant, and its app with some hits."""
+
+    def __init__(self, client: httpx.AsyncClient, app: App, token: str, key: str) -> None:
+        self.app = app
+        self.token = token
+        self.key = key
+        self._client = client
+
+    async def get(self, report: str, query: str = "", token: str = "", **headers: str) -> httpx.Response:
+        headers = headers or {"Authorization": f"Bearer {self.key}"}
+        return await self._client.get(f"/api/v1/apps/{token or self.token}/{report}?{query}", headers=headers)
+
+    async def json(self, report: str, query: str = "") -> dict[str, Any]:
+        response = await self.get(report, query)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+async def reader(site: Site, tenant: Tenant) -> Reader:
+    app, token = await apps.create_app(tenant, "Shop", "EUR")
+    await apps.change_app(app, timezone="Europe/Berlin")
+    _, key = await keys.create_key(tenant, "Reader")
+    return Reader(await site.browser(), app, token, key)
+
+
+async def store_hits(store: EventStore, app: App, *queries: str) -> None:
+    at = int((datetime.now(UTC) - timedelta(minutes=1)).timestamp() * 1000)
+    rows: list[Any] = []
+    for number, query in enumerate(queries):
+        category = "revenue" if "amount=" in query else "event"
+        found = decode(category, query.encode(), "EUR", privacy=False)
+        assert isinstance(found, Event)
+        rows.append(event_row(found, app.id.int, at + number, uuid4().int, category, number + 1, "", b"", b"", b""))
+    await store.insert("events", rows, uuid4().hex)
+    minute = datetime.fromtimestamp(at // 60_000 * 60, UTC)
+    await store.insert("traffic", [(app.id.int, minute, len(rows), 3, 2, 1)], uuid4().hex)
+
+
+@pytest.fixture
+async def ours(site: Site, alice: Tenant, event_store: EventStore) -> Reader:
+    found = await reader(site, alice)
+    await store_hits(
+        event_store,
+        found.app,
+        'event_token=view&params={"plan":"pro","n":2}',
+        'event_token=view&params={"plan":"team"}',
+        "event_token=signup",
+        'event_token=buy&amount=1000&params={"plan":"pro"}',
+        "event_token=buy&amount=-300&currency=USD",
+    )
+    return found
+
+
+async def test_reports(ours: Reader) -> None:
+    found = await ours.json("totals", "period=24h")
+    assert found["totals"]["events"] == {"now": 5, "before": 0}
+    assert found["totals"]["rejected"] == {"now": 3, "before": 0}
+    assert (found["period"]["name"], found["period"]["timezone"]) == ("24h", "Europe/Berlin")
+    found = await ours.json("series", "period=24h&interval=day&lines=1")
+    assert sum(found["series"]["events"]) == 5
+    assert [line["event_token"] for line in found["series"]["lines"]] == ["buy", None]
+    assert len(found["series"]["buckets"]) == len(found["series"]["persons"])
+    found = await ours.json("breakdown", "field=params.plan&period=24h")
+    assert found["breakdown"]["values"] == [
+        {"value": None, "events": 2, "persons": 2, "share": 0.4, "net": {"USD": -300}},
+        {"value": "pro", "events": 2, "persons": 2, "share": 0.4, "net": {"EUR": 1000}},
+        {"value": "team", "events": 1, "persons": 1, "share": 0.2, "net": {}},
+    ]
+    found = await ours.json("revenue", "period=24h")
+    assert [row["currency"] for row in found["revenue"]] == ["EUR", "USD"]
+    assert found["revenue"][0]["net"] == {"now": 1000, "before": 0}
+    assert sum(found["series"]["lines"][1]["refunded"]) == 300
+    found = await ours.json("traffic", "period=24h")
+    assert [sum(found["traffic"][name]) for name in ("recorded", "rejected", "duplicate", "limited")] == [5, 3, 2, 1]
+    found = await ours.json("fields", "period=24h")
+    assert found == {
+        "fields": [{"field": "params.plan", "share": 0.6}, {"field": "params.n", "share": 0.2}],
+        "looked_at": 5,
+    }
+
+
+FILTERED = [
+    ("", 5),
+    ("category=&event_token=&params.plan=", 5),
+    ("event_token=view", 2),
+    ("event_token=view&event_token=signup", 3),
+    ("event_token!=view", 3),
+    ("event_token%21=view&event_token!=signup", 2),
+    ("category=revenue&currency=eur", 1),
+    ("params.plan=pro&params.plan=team", 3),
+    ("params.plan=pro&category=event", 1),
+    ("params.n=2", 1),
+    ("missing=params.plan", 2),
+    ("missing!=params.plan", 3),
+    ("empty=params.plan", 0),
+    ("unknown=1&cb=2", 5),
+]
+
+
+async def test_filters(ours: Reader) -> None:
+    for query, events in FILTERED:
+        assert (await ours.json("totals", query))["totals"]["events"]["now"] == events, query
+        assert sum((await ours.json("series", query))["series"]["events"]) == events, query
+        assert (await ours.json("breakdown", f"field=event_token&{query}"))["breakdown"]["events"] == events, query
+        assert (await ours.json("fields", query))["looked_at"] == events, query
+
+
+REFUSED = [
+    ("totals", "period=year", "period"),
+    ("totals", "interval=minute", "interval"),
+    ("series", "from=2026-02-30", "from"),
+    ("revenue", "from=2026-01-02&to=2026-01-01", "to"),
+    ("traffic", "to=2026-01-01", "from"),
+    ("fields", "category=x", "category"),
+    ("totals", "currency=EURO", "currency"),
+    ("totals", "params..a=x", "params..a"),
+    ("totals", "missing=email", "missing"),
+    ("breakdown", "", "field"),
+    ("breakdown", "field=plan", "field"),
+    ("breakdown", "field=params.a`.:`b`..c", "field"),
+]
+
+
+async def test_what_cannot_be_used_is_told(ours: Reader) -> None:
+    for report, query, field in REFUSED:
+        response = await ours.get(report, query)
+        assert response.status_code == 400, query
+        assert response.json()["field"] == field, query
+        assert response.json()["detail"].endswith("."), query
+
+
+async def test_limits_have_limits(ours: Reader) -> None:
+    for query in ("limit=0", "limit=1001", "limit=x"):
+        assert (await ours.get("breakdown", f"field=event_token&{query}")).status_code == 400
+    assert (await ours.get("series", "lines=21")).status_code == 400
+
+
+HOSTILE = [
+    "field=params.%60%3A%60Int64%60",
+    "field=params.%00",
+    "field=params.%ff",
+    "params.%22%27%5C=%22%27%5C",
+    "params.a%ED%A0%80=b",
+    "event_token=%27%20OR%201%3D1%20--",
+    "params.x=%7Bapp%3AUUID%7D",
+    "&&&=&=x&params=1&params.plan",
+]
+
+
+async def test_hostile_queries_are_answered(ours: Reader) -> None:
+    for query in HOSTILE:
+        response = await ours.get("breakdown", query if query.startswith("field") else f"field=params.plan&{query}")
+        assert response.status_code in (200, 400), query
+
+
+async def test_every_route_asks_whose_key_it_is(ours: Reader, site: Site, bob: Tenant) -> None:
+    theirs = await reader(site, bob)
+    for report in REPORTS:
+        assert (await ours.get(report, Authorization="")).status_code == 401
+        assert (await ours.get(report, Authorization="Bearer onepx_wrong")).status_code == 401
+        assert (await ours.get(report, "field=event_token", theirs.token)).status_code == 404
+        assert (await ours.get(report, "field=event_token", "0" * 24)).status_code == 404
+        assert (await ours.get(report, "field=event_token")).status_code == 200
+    assert (await theirs.json("totals"))["totals"]["events"]["now"] == 0
+
+
+async def test_numbers_of_an_attacker_are_answered(ours: Reader, event_store: EventStore) -> None:
+    """More than 64 bits hold in sum; every answer stays valid JSON."""
+    at = int(datetime.now(UTC).timestamp() * 1000) - 60_000
+    found = decode("revenue", b"event_token=x&amount=1000000000000000", "EUR", privacy=False)
+    assert isinstance(found, Event)
+    rows = [
+        event_row(found, ours.app.id.int, at, uuid4().int, "revenue", number, "", b"", b"", b"")
+        for number in range(9_500)
+    ]
+    await event_store.insert("events", rows, uuid4().hex)
+    await ours.json("revenue")
+    await ours.json("breakdown", "field=event_token")
+
+
+def test_examples_are_answers() -> None:
+    answers: dict[str, Any] = dict(zip(REPORTS, reports.ANSWERS, strict=True))
+    assert EXAMPLES.keys() == answers.keys()
+    for name, answer in answers.items():
+        text = json.dumps(EXAMPLES[name])
+        parsed = msgspec.json.decode(text, type=answer)
+        assert msgspec.to_builtins(parsed) == json.loads(text), "no field is missing, none is too many"
+
+
+async def test_the_reference_has_every_report_with_an_example(site: Site) -> None:
+    browser = await site.browser()
+    document = (await browser.get("/api/docs/openapi.json")).json()
+    page = (await browser.get("/api/docs")).text
+    for name in REPORTS:
+        operation = document["paths"][f"/api/v1/apps/{{app_token}}/{name}"]["get"]
+        content = operation["responses"]["200"]["content"]["application/json"]
+        assert content["example"] == EXAMPLES[name]
+        named = {parameter["name"] for parameter in operation["parameters"]}
+        assert {"app_token", "period", "from", "to", "interval"} <= named
+        assert ("params.{field}" in named) == (name != "traffic")
+        assert all(parameter["description"] for parameter in operation["parameters"])
+        assert f'id="{name}"' in page
+    assert "/breakdown?field=params.plan" in page
+    described = document["components"]["schemas"]
+    assert [name for name, schema in described.items() if not schema.get("description")] == []
+    assert "null" in page
+    assert {"Events", "Rejections"} <= {answer.__name__ for answer in records.ANSWERS}

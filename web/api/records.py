@@ -1,0 +1,78 @@
+"""Single events and rejections, newest first."""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from litestar import get
+from litestar.params import Parameter
+
+from tenants.events import recent_events, recent_rejections
+from web.api.access import RAISES, Cursor, GivenApp, GivenStore, Limit
+
+
+class Event(msgspec.Struct):
+    """A recorded event. `amount` is in minor units of `currency`; both are null on category `event`."""
+
+    id: UUID
+    received_at: str
+    category: Literal["event", "revenue"]
+    event_token: str
+    amount: int | None
+    currency: str | None
+    event_id: str | None
+    params: dict[str, Any]
+    person_id: UUID | None
+    warnings: list[str]
+
+
+class Events(msgspec.Struct):
+    """Events, newest first. `next` is null on the last page."""
+
+    events: list[Event]
+    next: str | None
+
+
+class Rejection(msgspec.Struct):
+    """A hit that was not recorded: why, and what to change. `query` is as it was sent, without `access_token`."""
+
+    id: UUID
+    received_at: str
+    category: Literal["event", "revenue"]
+    reason: str
+    detail: str
+    query: str
+
+
+class Rejections(msgspec.Struct):
+    """Rejections of the last 30 days, newest first. `next` is null on the last page."""
+
+    rejections: list[Rejection]
+    next: str | None
+
+
+@get("/apps/{app_token:str}/events", summary="Events of an app", operation_id="events", raises=RAISES)
+async def events(
+    app: GivenApp,
+    store: GivenStore,
+    event_token: Annotated[str | None, Parameter(description="Only events with this token.")] = None,
+    category: Annotated[
+        Literal["event", "revenue"] | None, Parameter(description="Only events of this category.")
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Events:
+    """Recorded events, newest first. A hit can be read here within two seconds of its reply."""
+    page = await recent_events(app, store, event_token=event_token, category=category, limit=limit, cursor=cursor)
+    return Events([Event(**row) for row in page.rows], page.next)
+
+
+@get("/apps/{app_token:str}/rejections", summary="Rejected hits", operation_id="rejections", raises=RAISES)
+async def rejections(app: GivenApp, store: GivenStore, limit: Limit = 100, cursor: Cursor = None) -> Rejections:
+    """Hits that were not recorded, newest first, each with its reason and what to change."""
+    page = await recent_rejections(app, store, limit=limit, cursor=cursor)
+    return Rejections([Rejection(**row) for row in page.rows], page.next)
+
+
+handlers = [events, rejections]
+ANSWERS = (Events, Rejections)
