@@ -33,6 +33,7 @@ from server.operations import OPERATIONS, Operations
 from server.pixel import Pixel, Receive, Scope, Send, client_address
 from server.routes import Routes
 from server.settings import Settings
+from server.upkeep import keep_up
 from tenants import event_ids
 from tenants.hits import Event, decode
 from tenants.tokens import Route, unscoped_used
@@ -254,6 +255,8 @@ async def run(settings: Settings, role: Role) -> None:
     jobs = [routes.keep_fresh(), _keep_last_used(pixel), _each(0.1, limiter.sync), _each(1.0, journal.flush_limited)]
     if digest is not None:
         jobs.append(digest.run())
+    if store is not None:
+        jobs.append(keep_up(store))
     jobs.append(_parent_lives(role.parent, stopping) if role.parent else announce(settings, role.pages))
     async with _background(*jobs):
         serving = asyncio.create_task(server.serve())

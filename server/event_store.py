@@ -42,8 +42,6 @@ T = TypeVar("T")
 _READERS = 2
 # A query that takes longer holds a reader from everybody.
 _QUERY_SECONDS = 30
-# A change may rewrite a large part; one that takes longer goes on by itself, and is asked for again.
-_CHANGE_SECONDS = 600
 # Exports at once, and of one tenant: each computes on one core for as long as its reader takes.
 _STREAMS = 4
 _STREAMS_OF_ONE = 2
@@ -210,15 +208,15 @@ class EventStore:
             self._readers.submit(self._run, lambda client: client.command(kill))
 
     async def change(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
-        """Run a statement that changes what is stored, to its end. Raises EventStoreUnavailable or EventStoreRefused.
+        """Run a statement that changes what is stored. Raises EventStoreUnavailable or EventStoreRefused.
 
-        On a thread of its own: it may rewrite a whole month of events.
+        A mutation (ALTER … UPDATE or DELETE) is only begun; it goes on by itself, after a restart too.
         """
 
         def run(client: Client) -> None:
-            client.command(sql, parameters=dict(parameters or {}), settings={"mutations_sync": 1})
+            client.command(sql, parameters=dict(parameters or {}))
 
-        await asyncio.get_running_loop().run_in_executor(self._changes, self._run, run, _CHANGE_SECONDS)
+        await asyncio.get_running_loop().run_in_executor(self._changes, self._run, run)
 
     async def insert(self, table: str, rows: Sequence[Sequence[Any]], token: str) -> None:
         """Insert rows of `COLUMNS[table]`, synced, once for each `token`.

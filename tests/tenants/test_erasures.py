@@ -1,0 +1,195 @@
+"""What is deleted goes from the disk, too, and stays gone; raw queries go after two days."""
+
+import asyncio
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from server.event_store import EventStore
+from server.journal import hit_id
+from tenants.apps import create_app, delete_app
+from tenants.erasures import unscoped_erase_apps, unscoped_forget_queries
+from tenants.events import event_row, rejection_row
+from tenants.hits import Event, Rejection, decode
+from tenants.tables import App, Erasure, Tenant
+
+NOW = int(time.time() * 1000)
+TABLES = ("events", "rejections", "traffic")
+
+
+async def hit(store: EventStore, of: App, text: str, at: int = NOW) -> None:
+    """An event, a rejection and a count, with `text` in whatever people sent."""
+    event = decode("event", f'event_token={text}&params={{"email":"{text}@x.org","a":"{text}"}}'.encode(), "USD", False)
+    rejected = decode("event", f"cb={text}".encode(), "USD", False)
+    assert isinstance(event, Event)
+    assert isinstance(rejected, Rejection)
+    app, named = of.id.int, hit_id(secrets.randbits(20), 0, at)
+    row = event_row(event, app, at, named, "event", 0, "", text.encode(), f"https://{text}/".encode(), b"")
+    await store.insert("events", [row], f"e{named}")
+    await store.insert("rejections", [rejection_row(rejected, app, at, named, "event")], f"r{named}")
+    await store.insert("traffic", [(app, at // 60_000 * 60, 1, 1, 0, 0)], f"t{named}")
+
+
+async def left(store: EventStore, of: App | UUID) -> int:
+    """How many rows of the app there are."""
+    app = of if isinstance(of, UUID) else of.id
+    counts = [
+        await store.query(f"SELECT count() AS n FROM {table} WHERE app_id = {{app:UUID}}", {"app": str(app)})
+        for table in TABLES
+    ]
+    return sum(rows[0]["n"] for rows in counts)
+
+
+async def until_gone(store: EventStore, of: App | UUID) -> None:
+    end = time.monotonic() + 20
+    while await left(store, of):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+
+
+def now(minutes: float = 0) -> datetime:
+    return datetime.now(UTC) + timedelta(minutes=minutes)
+
+
+async def waiting() -> set[UUID]:
+    return {erasure.app_id for erasure in await Erasure.objects()}
+
+
+async def test_a_deleted_apps_rows_go_and_nobody_elses(alice: Tenant, bob: Tenant, event_store: EventStore) -> None:
+    shop, _ = await create_app(alice, "Shop")
+    others = [(await create_app(tenant, "Other"))[0] for tenant in (alice, bob)]
+    for app in (shop, *others):
+        # In two months, mostly.
+        await hit(event_store, app, "a")
+        await hit(event_store, app, "b", NOW - 29 * 86_400_000)
+    named = shop.id
+    await delete_app(shop)
+    assert await unscoped_erase_apps(event_store, now()) == 0
+    await until_gone(event_store, named)
+    assert [await left(event_store, app) for app in others] == [6, 6]
+
+
+async def test_an_app_is_done_with_once_nothing_more_can_come(alice: Tenant, event_store: EventStore) -> None:
+    shop, _ = await create_app(alice, "Shop")
+    named = shop.id
+    await hit(event_store, shop, "a")
+    await delete_app(shop)
+    await unscoped_erase_apps(event_store, now())
+    await until_gone(event_store, named)
+    # A batch that was under way is stored after all.
+    await hit(event_store, App(id=named, tenant=alice.id, name="Shop"), "late")
+    assert await unscoped_erase_apps(event_store, now(5)) == 0
+    await until_gone(event_store, named)
+    assert await unscoped_erase_apps(event_store, now(5)) == 0
+    assert await waiting() == {named}
+    assert await unscoped_erase_apps(event_store, now(16)) == 1
+    assert await waiting() == set()
+    assert await unscoped_erase_apps(event_store, now(17)) == 0
+
+
+async def test_rows_that_are_still_there_keep_an_app_waiting(alice: Tenant, event_store: EventStore) -> None:
+    """It was deleted while the process, or the store, was away."""
+    shop, _ = await create_app(alice, "Shop")
+    named = shop.id
+    await hit(event_store, shop, "a")
+    await delete_app(shop)
+    assert await unscoped_erase_apps(event_store, now(99_999)) == 0
+    await until_gone(event_store, named)
+    assert await unscoped_erase_apps(event_store, now(99_999)) == 1
+
+
+async def test_two_processes_erase_at_once(alice: Tenant, event_store: EventStore) -> None:
+    gone: list[UUID] = []
+    for _ in range(3):
+        shop, _ = await create_app(alice, "Shop")
+        await hit(event_store, shop, "a")
+        gone.append(shop.id)
+        await delete_app(shop)
+    done = await asyncio.gather(*[unscoped_erase_apps(event_store, now(60)) for _ in range(3)])
+    for named in gone:
+        await until_gone(event_store, named)
+    done += [await unscoped_erase_apps(event_store, now(60))]
+    assert sum(done) == 3
+    assert await waiting() == set()
+
+
+AT_ONCE = ("old_parts_lifetime", "cleanup_delay_period", "max_cleanup_delay_period")
+
+
+def files_with(folder: Path, text: bytes) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+# The engine looks for old parts every half minute, or so; once is enough.
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_nothing_of_a_deleted_app_stays_on_disk(alice: Tenant, event_store: EventStore) -> None:
+    folder = Path(event_store.url.removeprefix("chdb://"))
+    for table in TABLES:
+        # Ten minutes otherwise: an old part is kept as long as its successor may not be on disk yet.
+        await event_store.change(f"ALTER TABLE {table} MODIFY SETTING {', '.join(f'{name} = 1' for name in AT_ONCE)}")
+    kept, _ = await create_app(alice, "Kept")
+    shop, _ = await create_app(alice, "Shop")
+    # Random, so that no compression can hide it: found while it is there.
+    secret, mine = secrets.token_hex(24), secrets.token_hex(24)
+    await hit(event_store, shop, secret)
+    await hit(event_store, kept, mine)
+    named = shop.id
+    assert len(await asyncio.to_thread(files_with, folder, secret.encode())) >= 2
+    await delete_app(shop)
+    await unscoped_erase_apps(event_store, now())
+    await until_gone(event_store, named)
+    end = time.monotonic() + 120
+    while found := await asyncio.to_thread(files_with, folder, secret.encode()):
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.5)
+    assert await asyncio.to_thread(files_with, folder, mine.encode())
+    for table in TABLES:
+        await event_store.change(f"ALTER TABLE {table} RESET SETTING {', '.join(AT_ONCE)}")
+
+
+async def test_a_batch_done_again_is_known_after_rows_went(alice: Tenant, event_store: EventStore) -> None:
+    shop, _ = await create_app(alice, "Shop")
+    found = decode("event", b"event_token=a", "USD", privacy=False)
+    assert isinstance(found, Event)
+    row = event_row(found, shop.id.int, NOW, hit_id(7, 0, NOW), "event", 0, "", b"", b"", b"")
+    token = uuid4().hex
+    await event_store.insert("events", [row], token)
+    named = shop.id
+    await delete_app(shop)
+    await unscoped_erase_apps(event_store, now())
+    await until_gone(event_store, named)
+    await event_store.insert("events", [row], token)
+    assert await left(event_store, named) == 0
+
+
+async def test_raw_queries_go_after_two_days(event_store: EventStore) -> None:
+    shop = App(id=uuid4(), tenant=1, name="Shop", currency="USD")
+    day = 86_400_000
+    for text, age in (("new", 0), ("younger", 2 * day - 3_600_000), ("older", 2 * day + 1_000), ("old", 33 * day)):
+        await hit(event_store, shop, text, NOW - age)
+
+    async def queries() -> list[dict[str, Any]]:
+        return await event_store.query(
+            "SELECT event_token AS t, query != '' AS q, params_text != '{}' AS p FROM events "
+            "WHERE app_id = {app:UUID} ORDER BY received_at DESC",
+            {"app": str(shop.id)},
+        )
+
+    await unscoped_forget_queries(event_store, now())
+    end = time.monotonic() + 20
+    while sum(row["q"] for row in await queries()) > 2:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    assert [(row["t"], row["q"], row["p"]) for row in await queries()] == [
+        ("new", 1, 1),
+        ("younger", 1, 1),
+        ("older", 0, 1),
+        ("old", 0, 1),
+    ]
+    await unscoped_forget_queries(event_store, now())
+    assert (await queries())[0]["q"] == 1
