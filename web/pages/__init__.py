@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import account, accounts, apps, dashboards, landing, live, snippet
+from web.pages import account, accounts, apps, dashboards, exports, landing, live, snippet
 
 PAGES: Sequence[ControllerRouterHandler] = [
     *landing.handlers,
@@ -13,5 +13,6 @@ PAGES: Sequence[ControllerRouterHandler] = [
     *dashboards.handlers,
     *live.handlers,
     *snippet.handlers,
+    *exports.handlers,
     *account.handlers,
 ]

@@ -1,0 +1,61 @@
+"""All events of a view as a file, streamed."""
+
+import re
+import unicodedata
+from collections.abc import AsyncIterator
+from typing import cast
+
+from litestar import Response, get
+from litestar.response import Stream
+
+from tenants.errors import Busy
+from tenants.exports import MEDIA_TYPES, Format, export
+from tenants.tables import App
+from web.guards import AnyRequest, OurApp
+from web.rendering import render
+from web.view import View, view_of
+
+
+@get("/apps/{app_id:str}/export")
+async def download(request: AnyRequest, app: OurApp) -> Response[bytes] | Stream:
+    """The events of the period that the filters leave, as CSV or Parquet."""
+    view = view_of(request, app, f"/apps/{app.id}")
+    wanted = request.query_params.get("format", "csv")
+    if view.problem or wanted not in MEDIA_TYPES:
+        # Never a file of other events than were asked for.
+        return await _refused(request, 400, view.problem or "Choose csv or parquet as the format.")
+    format = cast("Format", wanted)
+    condition, parameters = view.filters.sql()
+    store = request.app.state.event_store
+    try:
+        rows = await export(app, store, view.period.start, view.period.end, condition, parameters, format)
+    except Busy:
+        return await _refused(request, 429, "Other exports are running. Wait until one is done, then try again.")
+    return Stream(
+        _sent(rows),
+        media_type=MEDIA_TYPES[format],
+        headers={
+            "Content-Disposition": f'attachment; filename="{file_name(app, view, format)}"',
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+async def _sent(rows: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    # Litestar wants an iterator of its own making; the rows end with it, whoever goes away.
+    async for chunk in rows:
+        yield chunk
+
+
+async def _refused(request: AnyRequest, status: int, detail: str) -> Response[bytes]:
+    return await render(request, "error.html", status, title="No export", detail=detail)
+
+
+def file_name(app: App, view: View, format: Format) -> str:
+    """`shop-2026-11-01-2026-11-24.csv`: plain letters only, so that no name of an app can break the header."""
+    plain = unicodedata.normalize("NFKD", app.name).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60] or "events"
+    return f"{name}-{view.period.first}-{view.period.last}.{format}"
+
+
+handlers = [download]
