@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(
             executable_path=program,
             # As root, which tests in a container are, Chromium runs only without its sandbox; pages are our own.
-            args=["--no-sandbox", "--disable-quic", "--disable-background-networking"],
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-quic", "--disable-background-networking"],
         )
         yield browser
         browser.close()
