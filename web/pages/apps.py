@@ -1,7 +1,9 @@
 """A tenant's apps: the list, a new one, and one's settings, tokens and end."""
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from litestar import Response, get, post
 from litestar.datastructures import FormMultiDict
@@ -9,7 +11,8 @@ from litestar.params import FromPath
 
 from tenants import apps, tokens
 from tenants.currencies import MINOR_UNITS
-from tenants.errors import InvalidValue
+from tenants.errors import InvalidValue, Unavailable
+from tenants.reports.overview import Glance, overview
 from tenants.tables import App
 from web.forms import is_name, text
 from web.guards import AnyRequest, Member, OurApp, Viewer
@@ -46,8 +49,14 @@ def _choices(form: FormMultiDict | dict[str, str]) -> dict[str, Any]:
 
 @get("/apps")
 async def list_page(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
-    """All apps; their numbers are fetched once the page is there."""
-    return await render(request, "apps/list.html", apps=await apps.list_apps(viewer.tenant))
+    """All apps; their numbers are fetched once the page is there, or come with it where there is no script."""
+    listed = await apps.list_apps(viewer.tenant)
+    glances: dict[UUID, Glance] = {}
+    if request.query_params.get("whole") == "1":
+        # Away, it leaves the list without numbers.
+        with contextlib.suppress(Unavailable):
+            glances = await overview(viewer.tenant, listed, request.app.state.event_store, datetime.now(UTC))
+    return await render(request, "apps/list.html", apps=listed, glances=glances)
 
 
 @get("/apps/new")

@@ -28,6 +28,8 @@
     return found;
   };
 
+  // Steps of an axis that counts: there is no half an event.
+  const whole = [...Array(14).keys()].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
   const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
   function draw(figure) {
@@ -80,6 +82,7 @@
           },
           {
             stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { show: false }, size: 56, space: 44,
+            incrs: data.scale > 1 ? undefined : whole,
             values: (_u, splits) => splits.map((v) => (v === 0 || Math.abs(v) >= 1 || data.scale > 1 ? compact.format(v) : "")),
           },
         ],
