@@ -1,11 +1,13 @@
 """What people come for, told in a real browser: with script, and without where the story says so."""
 
+import base64
 import http.server
 import re
 import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from machine import Machine
@@ -163,6 +165,92 @@ def test_hostile_text_stays_text(page: Page, javascript: bool, shop: Shop, tail:
     assert page.locator("img[src='x']").count() == 0
     assert "{{7*7}}" in HOSTILE
     assert page.get_by_text("alert(1)</script>\"'><img src=x onerror=alert(2)>49").count() == 0
+
+
+def test_the_list_of_apps_has_todays_counts(page: Page, javascript: bool, shop: Shop) -> None:
+    shop.log_in(page)
+    card = page.get_by_role("article").filter(has_text="Boots & Blooms")
+    expect(card.get_by_text("Events today")).to_be_visible()
+    expect(card.get_by_role("img", name=re.compile("Events of the last 14 days"))).to_be_visible()
+
+
+SEED = '{"method": "email", "page": "signup.html", "email": "john.doe@example.com"}'
+
+
+def test_the_generator_gives_the_pixel_that_was_asked_for(page: Page, javascript: bool, shop: Shop) -> None:
+    shop.log_in(page)
+    page.goto(shop.path("/snippet"))
+    page.get_by_role("button", name="JSON", exact=True).click()
+    page.locator("textarea[name=json]").fill(SEED)
+    page.get_by_label("Event token").fill("signup")
+    if not javascript:
+        page.get_by_role("button", name="Build").last.click()
+    code = page.locator("#code-1")
+    expect(code).to_contain_text("event_token=signup&amp;params=")
+    encoded = re.search(r"params=([A-Za-z0-9%+/=]+)", code.inner_text())
+    assert encoded is not None
+    assert base64.b64decode(unquote(encoded[1])).decode() == SEED
+    # The address is the form: whoever opens it sees the same.
+    page.goto(page.get_by_role("link", name="Link to this snippet").get_attribute("href") or "")
+    expect(page.locator("textarea[name=json]")).to_have_value(SEED)
+    expect(page.locator("#code-1")).to_contain_text(encoded[0])
+
+
+def test_the_generator_in_every_tab(page: Page, javascript: bool, shop: Shop) -> None:
+    shop.log_in(page)
+    page.goto(shop.path("/snippet?event_token=signup&target=html&as=json&json=%7B%22plan%22%3A%22pro%22%7D"))
+    tabs = page.locator("input[name=target], button[name=target], a[href*=target]")
+    targets = tabs.evaluate_all("tabs => tabs.map(tab => tab.value || new URL(tab.href).searchParams.get('target'))")
+    assert len(set(targets)) == 14
+    shown: set[str] = set()
+    for target in targets:
+        page.goto(shop.path(f"/snippet?event_token=signup&target={target}&as=json&json=%7B%22plan%22%3A%22pro%22%7D"))
+        text = page.locator("#code-1").inner_text()
+        assert shop.token in text
+        assert "signup" in text
+        shown.add(text)
+    # Mailers take plain HTML until a value is one of their merge tags.
+    assert len(shown) >= 9
+
+
+def test_a_test_hit_tells_what_it_became(page: Page, javascript: bool, machine: Machine) -> None:
+    mine = open_shop(machine, hits=False)
+    mine.log_in(page)
+    page.goto(mine.path("/snippet?event_token=signup"))
+    page.get_by_role("button", name="Send a test hit").click()
+    if not javascript:
+        page.wait_for_timeout(1_500)
+        page.get_by_role("link", name=re.compile("what became of it")).click()
+    expect(page.get_by_text("Recorded").first).to_be_visible(timeout=8_000)
+
+
+def test_a_viewer_looks_and_changes_nothing(page: Page, context: BrowserContext, machine: Machine) -> None:
+    mine = open_shop(machine)
+    mine.log_in(page)
+    page.goto("/account/people")
+    email = f"viewer-{secrets.token_hex(4)}@example.org"
+    page.get_by_label("E-mail").fill(email)
+    page.get_by_label("Role").last.select_option("viewer")
+    page.get_by_role("button", name="Make the link").click()
+    link = page.locator("#link").inner_text()
+    browser = context.browser
+    assert browser is not None
+    theirs = browser.new_context(base_url=f"http://127.0.0.1:{machine.process.port}")
+    tab = theirs.new_page()
+    tab.goto(link[link.index("/join/") :])
+    tab.get_by_label("Name").fill("Vera")
+    tab.get_by_label("Password").fill(PASSWORD)
+    tab.get_by_role("main").get_by_role("button").first.click()
+    tab.wait_for_url("**/apps")
+    expect(tab.get_by_role("link", name="New app")).to_have_count(0)
+    tab.goto(mine.path())
+    expect(tab.locator("#totals dd").first).to_be_visible()
+    tab.goto(mine.path("/settings"))
+    expect(tab.get_by_label("Name")).to_be_disabled()
+    expect(tab.get_by_role("button", name="Rotate")).to_have_count(0)
+    tab.goto(mine.path("/delete"))
+    expect(tab.get_by_text("Ask one of its owners")).to_be_visible()
+    theirs.close()
 
 
 def test_the_chart_is_read_with_the_keyboard(page: Page, shop: Shop) -> None:
