@@ -6,10 +6,12 @@ import multiprocessing
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +19,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import msgspec
+
+from benchmarks import dashboards as dashboards_of
 from benchmarks.load import Load, steady, wrk
-from benchmarks.processes import Failed, Running, busy_ticks, nginx, onepx, onepx_command, onepx_environment
+from benchmarks.processes import CHECKOUT, Failed, Running, busy_ticks, nginx, onepx, onepx_command, onepx_environment
+from benchmarks.steady import percentile
 from server.event_store import EventStore
 from server.journal import SEGMENT_BYTES, HitTuple, Segment, encode_frame
 from tenants.snippets import pixel_url
@@ -42,12 +48,18 @@ class Plan:
     steady_seconds: int
     settle_seconds: float
     journal_hits: int
+    # Sizes of the event store whose dashboards are measured, and how often each panel is.
+    dashboard_events: tuple[int, ...]
+    dashboard_runs: int
     # How long to wait for other work on the machine to end before a measurement; 0 takes the machine as it is.
     calm_seconds: float
 
 
-FULL = Plan(10, 60, 20, 10.0, 1_000_000, 120.0)
-QUICK = Plan(1, 3, 2, 0.5, 60_000, 0.0)
+FULL = Plan(10, 60, 20, 10.0, 1_000_000, (1_000_000, 10_000_000, 50_000_000), 40, 120.0)
+QUICK = Plan(1, 3, 2, 0.5, 60_000, (20_000,), 2, 0.0)
+# The size for which there are goals; hits are taken beside its dashboards.
+_GOAL_EVENTS = 10_000_000
+_LOAD_SECONDS = 1_800.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,8 @@ class Bench:
     template: Path
     hit: str
     app_id: bytes
+    token: str
+    key: str
     figures: list[Figure] = field(default_factory=list[Figure])
     ceilings: dict[int, float] = field(default_factory=dict[int, float])
     wrong: list[str] = field(default_factory=list[str])
@@ -179,9 +193,12 @@ def prepared(plan: Plan, work: Path) -> Generator[Bench, None, None]:
         run("tenant", "create", "--email", owner, "--name", "Benchmark")
         run("tenant", "limit", "--tenant", owner, "--rate", "1000000", "--burst", "1000000")
         app = run("app", "create", "--tenant", owner, "--name", "Benchmark")
+        key = run("key", "create", "--tenant", owner, "--name", "Benchmark")["key"]
         values = {"method": "email", "page": "signup.html", "email": "john.doe@example.com"}
         address = urlsplit(pixel_url("http://127.0.0.1", app["token"], "event", "signup", params=values))
-        yield Bench(plan, folder, template, f"{address.path}?{address.query}", UUID(app["app"]).bytes)
+        yield Bench(
+            plan, folder, template, f"{address.path}?{address.query}", UUID(app["app"]).bytes, app["token"], key
+        )
     finally:
         shutil.rmtree(folder)
 
@@ -343,12 +360,70 @@ def digest(bench: Bench, ids: bool) -> None:
     bench.add(f"{what}, memory (Rss)", most_rss, "MB")
 
 
+def dashboards(bench: Bench) -> None:
+    """Reports of an app with a tenth of the store's events in its last 30 days; then with hits coming in beside."""
+    data_dir = bench.fresh()
+    try:
+        (data_dir / "tmp").mkdir(exist_ok=True)
+        with onepx("serve", data_dir) as running:
+            running.wait_for_hit(bench.hit)  # it makes the tables
+        before = 0
+        for events in bench.plan.dashboard_events:
+            _panels(bench, data_dir, events, before)
+            if events == _GOAL_EVENTS or len(bench.plan.dashboard_events) == 1:
+                _beside_dashboards(bench, data_dir, events)
+            before = events
+    finally:
+        shutil.rmtree(data_dir)
+
+
+def _panels(bench: Bench, data_dir: Path, events: int, before: int) -> None:
+    # In a process of its own: the engine opens one folder a process.
+    numbers = map(str, (events, before, bench.plan.dashboard_runs))
+    command = [sys.executable, "-m", "benchmarks.dashboards", str(data_dir), str(UUID(bytes=bench.app_id)), *numbers]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=_LOAD_SECONDS, check=False)
+    if done.returncode != 0:
+        raise Failed(f"dashboards failed: {done.stderr.decode()[-2000:]}")
+    measured = msgspec.json.decode(done.stdout, type=dashboards_of.Measured)
+    what = f"dashboards, {events:,} events"
+    goals = events == _GOAL_EVENTS
+    for name, times in measured.panels.items():
+        bench.add(f"{what}, {name}, p95", percentile(array("d", times), 0.95), "ms", goal=120.0 if goals else None)
+    for name, times in (("page of events", measured.events_page), ("page of revenue", measured.revenue_page)):
+        bench.add(f"{what}, {name}, p95", percentile(array("d", times), 0.95), "ms", goal=600.0 if goals else None)
+
+
+def _beside_dashboards(bench: Bench, data_dir: Path, events: int) -> None:
+    what = f"steady {STEADY_RATE:,} hits/s, a dashboard of {events:,} events reloaded beside"
+    with onepx("serve", data_dir) as running:
+        running.wait_for_hit(bench.hit)
+        headers = {"Authorization": f"Bearer {bench.key}"}
+        reloading = dashboards_of.Reloading(lambda address: running.get(address, headers)[0], bench.token)
+        with ThreadPoolExecutor(1) as visitor:
+            visitor.submit(reloading.run)
+            measured = steady(running.port, bench.hit, STEADY_RATE, bench.plan.steady_seconds)
+            reloading.end()
+        _, metrics = wait_until_digested(running)
+        running.stop()
+    answered = measured.answered - measured.refused + 1
+    bench.check(what, answered, 0, {"recorded": metrics[_RECORDED]})
+    if measured.refused or reloading.refused:
+        bench.wrong.append(f"{what}: {measured.refused:,} hits and {reloading.refused:,} panels not answered 200")
+    bench.add(f"{what}, p50", measured.p50, "ms")
+    bench.add(f"{what}, p99", measured.p99, "ms", goal=25.0)
+    bench.add(f"{what}, p99.9", measured.p999, "ms")
+    bench.add(f"{what}, of which the sender was late (p99)", measured.late_p99, "ms")
+    times = array("d", sorted(reloading.times))
+    bench.add(f"{what}, a reload (p50)", percentile(times, 0.5), "ms")
+
+
 PARTS: dict[str, list[Callable[[Bench], None]]] = {
     "nginx": [partial(ceiling, connections=count) for count in CONNECTION_COUNTS],
     "accepts": [partial(accepts, connections=count) for count in CONNECTION_COUNTS],
     "sustained": [partial(sustained, connections=count) for count in CONNECTION_COUNTS],
     "steady": [constant],
     "idle": [idle],
+    "dashboards": [dashboards],
     "digest": [partial(digest, ids=ids) for ids in (False, True)],
 }
 
