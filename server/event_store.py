@@ -39,7 +39,15 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 # Reports of two tenants at once; more would only compete for the same cores.
-_READERS = 2
+_READERS = 3
+# Reports compute on all cores, and a hit that comes meanwhile waits for one. The engine's threads give way to it where
+# it may lower their priority (as root); and whoever it runs as, while some hundred hits a second come in, reports take
+# turns and one core.
+_GIVING_WAY = {"os_thread_priority": 19}
+_BUSY_BYTES = 20_000  # of a batch of the digest's, a fifth of a second
+_BUSY_SECONDS = 2.0
+# Reports of one app that may wait for each other: some dashboards that are opened at once.
+_WAITING_OF_ONE = 60
 # A query that takes longer holds a reader from everybody.
 _QUERY_SECONDS = 30
 # Exports at once, and of one tenant: each computes on one core for as long as its reader takes.
@@ -82,6 +90,14 @@ class EventStoreRefused(Exception):
     """The event store, or its client, cannot take a value of this batch."""
 
 
+class _Turn:
+    """An app's share of the readers: all but one, so that its slow reports leave another app's one."""
+
+    def __init__(self) -> None:
+        self.readers = asyncio.Semaphore(_READERS - 1)
+        self.waiting = 0
+
+
 class EventStore:
     """The client of a store at `url`; it connects when first used, and again after it was away."""
 
@@ -92,9 +108,13 @@ class EventStore:
         self._local = threading.local()
         self._tmp_dir = tmp_dir
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="report")
+        self._taking_turns = threading.Lock()
+        self._busy_until = 0.0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._exports = ThreadPoolExecutor(_STREAMS, thread_name_prefix="export")
+        # By app, while it asks.
+        self._turns: dict[str, _Turn] = {}
         # Who has a stream that is being written.
         self._streaming: list[int] = []
         self._streams = WeakSet[ByteStream]()
@@ -136,13 +156,35 @@ class EventStore:
             raise EventStoreUnavailable(_reason(error)) from error
 
     async def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Rows of a query with `{name:Type}` parameters. Raises EventStoreUnavailable or EventStoreRefused."""
+        """Rows of a query with `{name:Type}` parameters.
+
+        Raises EventStoreUnavailable, EventStoreRefused, or Busy when the app in `app` asks for too much at once.
+        """
 
         def read(client: Client) -> list[dict[str, Any]]:
-            found: Any = client.query(sql, parameters=dict(parameters or {}))
+            settings: dict[str, Any] = dict(_GIVING_WAY) if self.embedded else {}
+            turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+            if time.monotonic() < self._busy_until:
+                settings["max_threads"] = 1
+                turn = self._taking_turns
+            with turn:
+                found: Any = client.query(sql, parameters=dict(parameters or {}), settings=settings)
             return list(found.named_results())
 
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
+        whose = str((parameters or {}).get("app", ""))
+        if not whose:  # the digest's, and a tenant's list of apps
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
+        turn = self._turns.setdefault(whose, _Turn())
+        if turn.waiting >= _WAITING_OF_ONE:
+            raise Busy("too many reports of this app are asked for at once")
+        turn.waiting += 1
+        try:
+            async with turn.readers:
+                return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                self._turns.pop(whose, None)
 
     async def stream(
         self, sql: str, parameters: Mapping[str, Any], form: str, settings: Mapping[str, Any], whose: int
@@ -243,6 +285,9 @@ class EventStore:
             else:
                 with path.open("rb") as block:
                     client.raw_insert(table, names, block, settings=settings, fmt="Native")
+
+        if self.embedded and path.stat().st_size > _BUSY_BYTES:
+            self._busy_until = time.monotonic() + _BUSY_SECONDS
 
         def send_and_remove() -> None:
             try:

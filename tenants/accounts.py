@@ -17,7 +17,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
 from tenants import apps, sessions, tokens, tries
-from tenants.errors import EmailTaken, InvalidValue, NotFound
+from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound
 from tenants.tables import App, Invitation, Membership, Role, Session, Tenant, User, clean_name, transaction
 
 # argon2id with RFC 9106's low-memory parameters: 64 MiB and tens of milliseconds a password. The work
@@ -25,6 +25,10 @@ from tenants.tables import App, Invitation, Membership, Role, Session, Tenant, U
 # 128 MiB and not gigabytes.
 _hasher = PasswordHasher()
 _hashing = ThreadPoolExecutor(2, thread_name_prefix="argon2")
+
+# A fifth of a second each at worst, two at a time.
+_MAX_HASHES = 40
+_hashes_waiting = 0
 
 T = TypeVar("T")
 
@@ -246,7 +250,15 @@ async def verify_password(password_hash: str | None, password: str) -> bool:
 
 
 async def _off_the_loop(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_hashing, work)
+    """Raises Busy when so many wait that the last would wait for seconds: logins of others wait behind them."""
+    global _hashes_waiting
+    if _hashes_waiting >= _MAX_HASHES:
+        raise Busy("too many passwords are being checked")
+    _hashes_waiting += 1
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_hashing, work)
+    finally:
+        _hashes_waiting -= 1
 
 
 def _password_bytes(password: str) -> bytes:

@@ -12,6 +12,9 @@ from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import App, AppToken, Erasure, Tenant, clean_name, transaction
 
+# Their list shows all of them, with numbers.
+MAX_APPS = 200
+
 
 async def create_app(tenant: Tenant, name: str, currency: str = "USD", timezone: str = "UTC") -> tuple[App, str]:
     """A new app and its first token; two apps may have one name.
@@ -28,6 +31,8 @@ async def create_app(tenant: Tenant, name: str, currency: str = "USD", timezone:
         revision = await tokens.next_revision()
         if not await Tenant.exists().where(Tenant.id == tenant.id):
             raise NotFound
+        if await App.count().where(App.tenant == tenant.id) >= MAX_APPS:
+            raise InvalidValue("name", f"An account has {MAX_APPS} apps at most. Delete one first.")
         return app, await add_app(app, revision)
 
 

@@ -32,7 +32,7 @@ from tenants.tables import App
 
 Format = Literal["csv", "parquet"]
 
-MEDIA_TYPES: dict[Format, str] = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+MEDIA_TYPES: dict[Format, str] = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
 
 
 class Streams(Protocol):
@@ -127,4 +127,3 @@ def _milliseconds(moment: datetime) -> int:
     """Rounded up: nothing is received between two milliseconds."""
     passed = moment - _EPOCH
     return -(-(passed.days * 86_400_000_000 + passed.seconds * 1_000_000 + passed.microseconds) // 1000)
-

@@ -111,6 +111,8 @@ async def newest(
     """
     now = int(time.time() * 1000)
     shown = _shown(after) if after else _Shown(now - _SEARCHED_MS if text else 0, [])
+    if text:  # a cursor may be made up
+        shown.since = max(shown.since, now - _SEARCHED_MS)
     where, values = "", dict[str, Any]()
     if category:
         where, values = where + " AND category = {category:String}", values | {"category": category}

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from tenants.accounts import add_user, clean_email, hash_password, remove_user_without_tenant
-from tenants.errors import InvalidValue, NotFound
+from tenants.errors import EmailTaken, InvalidValue, NotFound
 from tenants.tables import Invitation, Membership, Role, Session, Tenant, User, as_key, clean_name, transaction
 
 # Long enough for a holiday's mail, short enough that a forgotten link opens nothing.
@@ -139,8 +139,9 @@ async def join_as_new(token: str, name: str, password: str, now: datetime) -> tu
     or NotFound.
     """
     name = clean_name(name)
-    # Before the work of hashing.
-    await find_invitation(token, now)
+    # Before the work of hashing, which is a way to keep others waiting.
+    if await has_account((await find_invitation(token, now)).email):
+        raise EmailTaken("email", "This e-mail address has an account already.")
     password_hash = await hash_password(password)
     async with transaction():
         used = await _use(token, now)

@@ -26,6 +26,8 @@ from tenants.tables import App, AppToken, Revision, Tenant, transaction
 State = Literal["live", "ends", "ended", "revoked"]
 
 
+# Ended ones too: every process holds all tokens in memory. A rotation a week for four years.
+MAX_TOKENS = 200
 # SQLite takes 32,766 values a statement.
 _TOKENS_A_STATEMENT = 1_000
 
@@ -181,6 +183,10 @@ async def add_token(app: App, revision: int) -> str:
     """A new token, inside a transaction that took `revision`; raises NotFound when the app is gone."""
     if not await App.exists().where(App.id == app.id):
         raise NotFound
+    if await AppToken.count().where(AppToken.app == app.id) >= MAX_TOKENS:
+        raise InvalidValue(
+            "token", f"An app has had {MAX_TOKENS} tokens at most: make a new app, or use one that is live."
+        )
     token = secrets.token_hex(12)
     await AppToken(app=app.id, token=token, revision=revision).save()
     return token

@@ -20,7 +20,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import Scope
 
-from tenants.errors import InvalidValue, NotFound, TooManyTries, Unavailable
+from tenants.errors import Busy, InvalidValue, NotFound, TooManyTries, Unavailable
 from tenants.events import Queries
 from web.api import api, described
 from web.assets import Assets, static
@@ -71,6 +71,7 @@ def create_app(
             NotFound: _not_found,
             InvalidValue: _invalid,
             TooManyTries: _too_many_tries,
+            Busy: _busy,
             Unavailable: _unavailable,
             # What the drivers of the control database raise while it is away.
             sqlite3.Error: _unavailable,
@@ -91,8 +92,8 @@ def create_app(
                 security_schemes={"API key": SecurityScheme(type="http", scheme="bearer")},
             ),
         ),
-        # A request body is never large here; forms and keys are small.
-        request_max_body_size=1024**2,
+        # Forms are read on the loop that takes hits, where a megabyte is a second; ours need little more than a hit.
+        request_max_body_size=64 * 1024,
         before_send=[_page_headers(pixel_url)],
         logging_config=None,
     )
@@ -179,6 +180,11 @@ def _not_found(request: Request[Any, Any, Any], _error: Exception) -> Response[A
 
 def _invalid(request: Request[Any, Any, Any], error: InvalidValue) -> Response[Any]:
     return _problem(request, 400, str(error), title="That cannot be used", field=error.field)
+
+
+def _busy(request: Request[Any, Any, Any], _error: Exception) -> Response[Any]:
+    detail = "Too much is asked for at once. Wait a few seconds, then try again."
+    return _problem(request, 429, detail, {"Retry-After": "5"}, title="One after the other")
 
 
 def _too_many_tries(request: Request[Any, Any, Any], error: TooManyTries) -> Response[Any]:

@@ -1,5 +1,6 @@
 """An app's pages over real events: panels and whole pages, filters, live hits, export."""
 
+import asyncio
 import csv
 import io
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from server.digest import traffic_rows
 from server.event_store import EventStore
+from tenants.errors import Busy
 from tenants.events import Row, event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
 from tenants.snippets import encode_params
@@ -18,6 +20,7 @@ from tenants.tables import App, Tenant
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
+URLENCODED = "application/x-www-form-urlencoded"
 PANELS = ("totals", "chart", "tokens", "breakdown", "revenue", "revenue-by", "orders", "rejected", "traffic")
 
 
@@ -250,3 +253,22 @@ async def test_all_apps_at_a_glance_and_the_limit_used(owner: httpx.AsyncClient,
     used = (await owner.get("/account/usage", headers={"HX-Request": "true"})).text
     assert "hits a second" in used
     assert "of 1,000" in used
+
+
+async def test_one_app_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
+    slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
+    asked = [asyncio.create_task(event_store.query(slow, {"app": str(shop.id)})) for _ in range(62)]
+    await asyncio.sleep(0)
+    done = await asyncio.wait_for(event_store.query("SELECT 1 AS n", {"app": "another"}), 5)
+    assert done == [{"n": 1}]
+    assert not all(task.done() for task in asked)
+    refused = [task for task in asked if task.done()]
+    assert [type(task.exception()) for task in refused] == [Busy, Busy]
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_form_larger_than_a_hit_is_refused(anonymous: httpx.AsyncClient) -> None:
+    reply = await anonymous.post("/login", content="a=&" * 30_000, headers={"Content-Type": URLENCODED})
+    assert reply.status_code == 413

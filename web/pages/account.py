@@ -25,7 +25,7 @@ NOTICES.update(
         "session-ended": "That session is ended.",
         "sessions-ended": "You are logged out everywhere else.",
         "role-changed": "The role is changed. It counts from now on.",
-        "member-removed": "They no longer belong to this account.",
+        "member-removed": "They no longer belong to this account. API keys that they know go on working: revoke those.",
         "withdrawn": "The invitation is withdrawn. Its link opens nothing now.",
         "key-revoked": "The key is revoked. Programs with it are answered 401 from now on.",
         "left": "You left the account.",
