@@ -10,7 +10,7 @@ from stored_hits import Shop
 from server.event_store import EventStore
 from tenants.errors import InvalidValue
 from tenants.reports.breakdown import breakdown
-from tenants.reports.filters import MAX_CONDITIONS, Condition, Filters, field_of, filters_of
+from tenants.reports.filters import MAX_CONDITIONS, MAX_SLOW_FIELDS, Condition, Filters, field_of, filters_of
 from tenants.reports.totals import totals
 
 Pairs = list[tuple[str, str]]
@@ -226,8 +226,15 @@ async def test_as_many_conditions_as_there_may_be_on_the_longest_names(shop: Sho
     await shop.store()
     pairs = [("params.a.b.c.d.e", "x")]
     pairs += [(f"params.{'x' * 990}{number}!", "`" * 100) for number in range(10)]
-    pairs += [(f"params.{'`' * 990}{number}!", "x" * 100) for number in range(10)]
+    pairs += [(f"params.{'`' * 990}{number}!", "x" * 100) for number in range(MAX_SLOW_FIELDS)]
     assert await matching(shop, *pairs) == {"deep"}
+
+
+def test_slow_fields_are_few() -> None:
+    pairs = [(f"params.`{number}!", "x") for number in range(MAX_SLOW_FIELDS + 1)]
+    assert len(filters_of(pairs[1:]).conditions) == MAX_SLOW_FIELDS
+    with pytest.raises(InvalidValue, match="backtick"):
+        filters_of(pairs)
 
 
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
