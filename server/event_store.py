@@ -286,11 +286,10 @@ class EventStore:
                 with path.open("rb") as block:
                     client.raw_insert(table, names, block, settings=settings, fmt="Native")
 
-        if self.embedded and path.stat().st_size > _BUSY_BYTES:
-            self._busy_until = time.monotonic() + _BUSY_SECONDS
-
         def send_and_remove() -> None:
             try:
+                if self.embedded and path.stat().st_size > _BUSY_BYTES:
+                    self._busy_until = time.monotonic() + _BUSY_SECONDS
                 self._run(send)
             finally:
                 path.unlink(missing_ok=True)
