@@ -111,6 +111,8 @@ def report(bench: Bench, machine: list[str]) -> str:
         f"{plan.journal_hits:,} hits digested alone. Load and server share the cores.",
         "- The hit: a signup with Base64 params, without a cookie, so that each makes a new visitor. Default settings, "
         "the tenant's limit lifted, one process (`collect`, or `serve` and the digest it starts).",
+        "- Dashboards: of an app with a tenth of the events in its last 30 days, compared with the 30 days before; "
+        f"{plan.dashboard_runs} times each. A page is all its panels at once, the default ones over 30 days.",
         "- nginx: the better of two measurements, first and last thing in the run. Latency at the steady rate "
         "counts from the time a hit was due. Rss is the sum over processes, shared pages counted in each; Pss counts "
         "them once.",

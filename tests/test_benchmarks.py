@@ -54,6 +54,28 @@ FIGURES = """
     idle memory (Rss)
     idle memory (Pss)
     idle, stop
+    dashboards, 20,000 events, totals, p95
+    dashboards, 20,000 events, chart, p95
+    dashboards, 20,000 events, event tokens, p95
+    dashboards, 20,000 events, fields, p95
+    dashboards, 20,000 events, breakdown, p95
+    dashboards, 20,000 events, revenue, p95
+    dashboards, 20,000 events, revenue chart, p95
+    dashboards, 20,000 events, revenue by field, p95
+    dashboards, 20,000 events, largest orders, p95
+    dashboards, 20,000 events, latest orders, p95
+    dashboards, 20,000 events, breakdown of 50 values, p95
+    dashboards, 20,000 events, breakdown of as many values as events, p95
+    dashboards, 20,000 events, traffic, p95
+    dashboards, 20,000 events, limited, p95
+    dashboards, 20,000 events, rejected, p95
+    dashboards, 20,000 events, page of events, p95
+    dashboards, 20,000 events, page of revenue, p95
+    steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, p50
+    steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, p99
+    steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, p99.9
+    steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, of which the sender was late (p99)
+    steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, a reload (p50)
     digest alone
     digest alone, from the start until 60,000 hits are digested
     digest alone, memory (Rss)
