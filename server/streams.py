@@ -102,11 +102,15 @@ def _close(stream: "weakref.ref[ByteStream]") -> None:
 
 def _drain(reader: int, end: Callable[[], None]) -> None:
     """Read until the writer is done, which may be about to open the pipe, or wait for room in it, for ever."""
+    # Not select(): it takes no descriptor above 1,023.
+    readable = select.poll()
+    readable.register(reader, select.POLLIN)
     asked_at = 0.0
     while True:
-        readable, _, _ = select.select([reader], [], [], _END_SECONDS)
-        if readable and not os.read(reader, _CHUNK_BYTES):
-            break
+        if readable.poll(1000 * _END_SECONDS):
+            with contextlib.suppress(BlockingIOError):
+                if not os.read(reader, _CHUNK_BYTES):
+                    break
         if time.monotonic() - asked_at > _END_SECONDS:
             end()
             asked_at = time.monotonic()

@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import os
+import resource
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -309,6 +310,24 @@ async def test_who_goes_away_leaves_nothing_behind(
     assert event_store.errors == errors
     # And the places are free again.
     assert len(await as_csv(event_store, app())) == 0
+
+
+async def test_who_goes_away_from_a_machine_with_many_connections_leaves_nothing_behind(
+    event_store: EventStore,
+) -> None:
+    """select() takes no descriptor above 1,023: the pipe of an export was never emptied, its place never free again."""
+    shop = app()
+    await insert_many(event_store, shop, ROWS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    connections = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        await close(await start(event_store, shop))
+    finally:
+        for connection in connections:
+            os.close(connection)
+    await until_idle(event_store)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_who_goes_away_before_the_first_bytes_leaves_nothing_behind(event_store: EventStore) -> None:
