@@ -23,7 +23,8 @@ def machine(running_site: Machine) -> Iterator[Machine]:
     running_site.check_logs()
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it runs, so does Playwright's event loop, and no other test could have one of its own.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """A running Chromium; where none is installed, tests that need it are skipped."""
     program = shutil.which("chromium")
