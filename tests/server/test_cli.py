@@ -124,7 +124,7 @@ def test_migrate_and_check(environment: Environment) -> None:
     assert any("onepx migrate" in problem for problem in json.loads(before.stdout)["problems"])
     applied = told(environment, "migrate")
     assert applied["control"]
-    assert applied["events"] == ["0001_events", "0002_query"]
+    assert applied["events"] == ["0001_events", "0002_query", "0003_few_paths"]
     assert told(environment, "migrate") == {"control": [], "events": []}
     after = told(environment, "check")
     assert after["ok"]
