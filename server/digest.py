@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -181,6 +181,16 @@ class State:
     def retry_all(self) -> int:
         """Have the digest try all set-aside hits again, in whatever process it runs; returns how many."""
         return self._db.execute("UPDATE set_aside SET retry = 1").rowcount
+
+    def forget_hits(self, apps: Container[bytes]) -> int:
+        """Remove the set-aside hits of all but these apps, from the disk too; returns how many there were."""
+        rows = self._db.execute("SELECT number, hit FROM set_aside")
+        gone = [(number,) for number, hit in rows if msgspec.msgpack.decode(hit, type=Hit).app_id not in apps]
+        if gone:
+            self._db.execute("PRAGMA secure_delete = ON")
+            self._db.executemany("DELETE FROM set_aside WHERE number = ?", gone)
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return len(gone)
 
     def close(self) -> None:
         self._db.close()
@@ -394,7 +404,7 @@ class Digester:
         began = time.perf_counter()
         batch = self._next_batch(state)
         if batch is None:
-            await self._purge()
+            await self._purge(state)
             return False
         await self._know_apps(batch)
         found = understand(batch.hits, self._routes.by_app, self._decode)
@@ -533,11 +543,15 @@ class Digester:
                 gone.add(path.name)
         state.forget(gone)
 
-    async def _purge(self) -> None:
-        """Forget event ids that no longer make a duplicate, once an hour."""
+    async def _purge(self, state: State) -> None:
+        """Forget event ids that no longer make a duplicate, and set-aside hits of deleted apps, once an hour."""
         if time.monotonic() - self._purged > _PURGE_SECONDS:
             self._purged = time.monotonic()
             await event_ids.unscoped_purge_event_ids(int((time.time() - _EVENT_ID_DAYS * 86_400) * 1000))
+            await self._routes.refresh()
+            # As in _know_apps: where no app is known it may be the wrong database.
+            if self._routes.by_app and (gone := state.forget_hits(self._routes.by_app)):
+                log.info("set-aside hits of deleted apps removed", hits=gone)
 
 
 def _try_lock(fd: int) -> bool:

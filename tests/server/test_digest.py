@@ -532,6 +532,27 @@ async def test_some_of_the_retried_hits_may_fail_again(shop: Shop) -> None:
     assert shop.store.traffic() == {"recorded": 4}
 
 
+async def test_set_aside_hits_of_a_deleted_app_go_and_nobody_elses(shop: Shop, alice: Tenant) -> None:
+    other, _ = await apps.create_app(alice, "Other")
+    theirs = Shop(shop.folder, shop.routes, other.id.bytes)
+    secret = "poison-" + uuid4().hex
+    shop.journal(f"event_token=poison&x={secret}")
+    theirs.journal("event_token=poison")
+    await shop.digest(poisoned)
+    assert len(shop.aside()) == 2
+    assert any(secret.encode() in path.read_bytes() for path in shop.folder.glob("digest.sqlite3*"))
+    app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
+    await apps.delete_app(app)
+    async with shop.digesting():
+        await until(lambda: len(shop.aside()) == 1)
+    assert not any(secret.encode() in path.read_bytes() for path in shop.folder.glob("digest.sqlite3*"))
+    assert shop.retry() == 1
+    await shop.digest()
+    async with shop.digesting():
+        await until(lambda: not shop.aside())
+    assert shop.store.events() == ["poison"]
+
+
 async def test_an_event_id_taken_while_its_first_hit_was_set_aside_stays_counted_once(shop: Shop) -> None:
     shop.journal("event_token=poison&event_id=1")
     await shop.digest(poisoned)
