@@ -273,6 +273,15 @@ async def _app(arguments: Arguments) -> tuple[Tenant, App]:
         raise _Stop("this token is none of that tenant's apps'") from None
 
 
+_ERASED = "Pixels get 404 within 2 s; a running onepx serve erases the events within minutes."
+
+
+def _same_name(name: str, typed: str) -> None:
+    """What is deleted is named twice: nobody can bring it back."""
+    if name != typed:
+        raise _Stop(f"its name is {name}, not {typed}; nothing was deleted")
+
+
 def _say(arguments: Arguments, data: dict[str, Any], text: str) -> int:
     print(json.dumps(data) if arguments.json else text)
     return 0
@@ -294,6 +303,15 @@ async def _tenant_limit(settings: Settings, arguments: Arguments) -> int:
     await accounts.set_limit(tenant, arguments.rate, arguments.burst)
     data = {"tenant": tenant.name, "rate": tenant.rate, "burst": tenant.burst}
     return _say(arguments, data, f"{tenant.name}: {tenant.rate:,} events a second, bursts of {tenant.burst:,}.")
+
+
+@_with_database
+async def _tenant_delete(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    tenant = await _tenant(arguments)
+    _same_name(tenant.name, arguments.name)
+    await accounts.delete_tenant(tenant)
+    return _say(arguments, {"deleted": tenant.name}, f"Deleted {tenant.name}. {_ERASED}")
 
 
 @_with_database
@@ -319,6 +337,15 @@ async def _app_create(settings: Settings, arguments: Arguments) -> int:
     url = f"{settings.pixel_url}/{token}/event.gif?event_token=signup"
     data = {"token": token, "app": str(app.id), "name": app.name, "currency": app.currency, "pixel": url}
     return _say(arguments, data, f"{token}\nApp {app.name}, {app.currency}. A first hit: curl -i '{url}'")
+
+
+@_with_database
+async def _app_delete(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    _, app = await _app(arguments)
+    _same_name(app.name, arguments.name)
+    await apps.delete_app(app)
+    return _say(arguments, {"deleted": app.name}, f"Deleted {app.name}. {_ERASED}")
 
 
 @_with_database
@@ -434,6 +461,8 @@ def _parser() -> argparse.ArgumentParser:
     made = of_tenant(verb(tenant, "limit", "limit a tenant's hits, over all its apps", _tenant_limit))
     made.add_argument("--rate", type=_count, required=True, help="events a second")
     made.add_argument("--burst", type=_count, required=True, help="events at once")
+    made = of_tenant(verb(tenant, "delete", "delete a tenant with all its apps, events and users", _tenant_delete))
+    made.add_argument("--name", required=True, help="the tenant's name, to be sure")
 
     user = group("user", "people who log in")
     made = verb(user, "password", "give somebody who forgot theirs a new password", _user_password)
@@ -444,6 +473,9 @@ def _parser() -> argparse.ArgumentParser:
     made = of_tenant(verb(app, "create", "make an app and print its token", _app_create))
     made.add_argument("--name", required=True, help="the app's name")
     made.add_argument("--currency", default="USD", help="ISO 4217 code taken where a hit names none (USD)")
+    made = of_tenant(verb(app, "delete", "delete an app with all its events", _app_delete))
+    made.add_argument("--token", required=True, help="any token of the app")
+    made.add_argument("--name", required=True, help="the app's name, to be sure")
     made = of_tenant(verb(app, "rotate", "issue a new token and let the app's others run out", _app_rotate))
     made.add_argument("--token", required=True, help="any token of the app")
     made.add_argument("--overlap-hours", type=_hours, default=24.0, help="how long the others go on (24)")

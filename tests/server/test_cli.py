@@ -54,6 +54,20 @@ def test_from_nothing_to_a_token_and_a_key(environment: Environment) -> None:
         assert not path.is_file() or key["key"].encode() not in path.read_bytes()
 
 
+def test_what_is_deleted_is_named_to_be_sure(environment: Environment) -> None:
+    run(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    token = told(environment, "app", "create", "--tenant", "ann@example.com", "--name", "Site")["token"]
+    delete_app = ("app", "delete", "--tenant", "ann@example.com", "--token", token, "--name")
+    delete_tenant = ("tenant", "delete", "--tenant", "ann@example.com", "--name")
+    for verb in (delete_app, delete_tenant):
+        refused = run(environment, *verb, "Other")
+        assert (refused.returncode, "nothing was deleted" in refused.stderr) == (2, True)
+    assert told(environment, *delete_app, "Site") == {"deleted": "Site"}
+    assert run(environment, *delete_app, "Site").returncode == 2
+    assert told(environment, *delete_tenant, "Ann") == {"deleted": "Ann"}
+    assert run(environment, *delete_tenant, "Ann").returncode == 2
+
+
 def test_for_people_the_first_line_is_the_thing_itself(environment: Environment) -> None:
     run(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
     app = run(environment, "app", "create", "--tenant", "ann@example.com", "--name", "Site")
