@@ -56,7 +56,18 @@ TRAFFIC_COLUMNS = (
     ("duplicate", "UInt64"),
     ("limited", "UInt64"),
 )
-COLUMNS = {"events": EVENT_COLUMNS, "rejections": REJECTION_COLUMNS, "traffic": TRAFFIC_COLUMNS}
+ALIAS_COLUMNS = (
+    ("app_id", "UUID"),
+    ("alias", "UUID"),
+    ("person", "UUID"),
+    ("version", "UInt64"),
+)
+COLUMNS = {
+    "events": EVENT_COLUMNS,
+    "rejections": REJECTION_COLUMNS,
+    "traffic": TRAFFIC_COLUMNS,
+    "person_aliases": ALIAS_COLUMNS,
+}
 
 # What became of a hit, and the columns of `traffic`, in their order.
 OUTCOMES = ("recorded", "rejected", "duplicate", "limited")
