@@ -12,6 +12,7 @@ import pytest
 
 from server.digest import traffic_rows
 from server.event_store import EventStore
+from tenants.apps import create_app
 from tenants.errors import Busy
 from tenants.events import Row, event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
@@ -255,15 +256,36 @@ async def test_all_apps_at_a_glance_and_the_limit_used(owner: httpx.AsyncClient,
     assert "of 1,000" in used
 
 
-async def test_one_app_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
+async def test_one_tenant_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
     slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
-    asked = [asyncio.create_task(event_store.query(slow, {"app": str(shop.id)})) for _ in range(62)]
+    asked = [asyncio.create_task(event_store.query(slow, {}, shop.tenant)) for _ in range(122)]
     await asyncio.sleep(0)
-    done = await asyncio.wait_for(event_store.query("SELECT 1 AS n", {"app": "another"}), 5)
+    done = await asyncio.wait_for(event_store.query("SELECT 1 AS n", {}, shop.tenant + 1), 5)
     assert done == [{"n": 1}]
     assert not all(task.done() for task in asked)
     refused = [task for task in asked if task.done()]
     assert [type(task.exception()) for task in refused] == [Busy, Busy]
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_tenant_with_many_apps_cannot_keep_the_others_waiting(
+    owner: httpx.AsyncClient,
+    stranger: httpx.AsyncClient,
+    event_store: EventStore,
+    alice: Tenant,
+    bob: Tenant,
+    shop: App,
+) -> None:
+    other, bobs = [(await create_app(tenant, "Other"))[0] for tenant in (alice, bob)]
+    slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
+    asked = [asyncio.create_task(event_store.query(slow, {}, shop.tenant)) for _ in range(120)]
+    await asyncio.sleep(0)
+    for path in (f"/apps/{shop.id}/panels/totals", f"/apps/{other.id}/panels/totals", "/apps/counts", "/account/usage"):
+        assert (await owner.get(path)).status_code == 429
+    for path in (f"/apps/{bobs.id}/panels/totals", "/apps/counts"):
+        assert (await asyncio.wait_for(stranger.get(path), 5)).status_code == 200
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
