@@ -132,7 +132,7 @@ async def join(token: str, user: User, now: datetime) -> Tenant:
         return await _tenant(used)
 
 
-async def join_as_new(token: str, name: str, password: str, now: datetime) -> tuple[Tenant, User]:
+async def join_as_new(token: str, name: str, password: str, now: datetime, address: str = "") -> tuple[Tenant, User]:
     """A new user with the invitation's e-mail address, as a member.
 
     Raises EmailTaken when they have an account (they log in and join instead), InvalidValue for the name or password,
@@ -142,7 +142,7 @@ async def join_as_new(token: str, name: str, password: str, now: datetime) -> tu
     # Before the work of hashing, which is a way to keep others waiting.
     if await has_account((await find_invitation(token, now)).email):
         raise EmailTaken("email", "This e-mail address has an account already.")
-    password_hash = await hash_password(password)
+    password_hash = await hash_password(password, address)
     async with transaction():
         used = await _use(token, now)
         user = await add_user(name, used["email"], password_hash)
