@@ -24,7 +24,7 @@ from tenants.errors import Busy, InvalidValue, NotFound, TooManyTries, Unavailab
 from tenants.events import Queries
 from web.api import api, described
 from web.assets import Assets, static
-from web.guards import DEPENDENCIES, AnyRequest, Forbidden, LoginNeeded, login_address
+from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, login_address
 from web.origin import SameOrigin
 from web.pages import PAGES
 from web.rendering import is_htmx, render_now, templates
@@ -62,6 +62,7 @@ def create_app(
     return Litestar(
         [pages, api, static],
         state=state,
+        request_class=FormRequest,
         middleware=[DefineMiddleware(SameOrigin, public_url=public_url)],
         # Files have their own; an export is streamed.
         compression_config=CompressionConfig(backend="gzip", gzip_compress_level=5, exclude=["^/static/", "/export$"]),
