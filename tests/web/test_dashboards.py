@@ -16,8 +16,10 @@ from tenants.apps import create_app
 from tenants.errors import Busy
 from tenants.events import Row, event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
+from tenants.keys import create_key
 from tenants.snippets import encode_params
 from tenants.tables import App, Tenant
+from tenants.tokens import list_tokens
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -289,6 +291,19 @@ async def test_a_tenant_with_many_apps_cannot_keep_the_others_waiting(
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_thousand_hits_are_not_compressed_on_the_loop_that_takes_hits(
+    owner: httpx.AsyncClient, alice: Tenant, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sent("view")] * 5 + [sold("25.00")] * 5)
+    (token,) = await list_tokens(shop)
+    _, key = await create_key(alice, "Reports")
+    headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "gzip"}
+    for name, compressed in (("events", False), ("rejections", False), ("series", True)):
+        reply = await owner.get(f"/api/v1/apps/{token.token}/{name}", headers=headers)
+        assert len(reply.content) > 1_000  # less is never compressed
+        assert ("content-encoding" in reply.headers) == compressed
 
 
 async def test_a_form_larger_than_a_hit_is_refused(anonymous: httpx.AsyncClient) -> None:
