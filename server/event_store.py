@@ -50,6 +50,8 @@ _BUSY_SECONDS = 2.0
 _WAITING_OF_ONE = 120
 # A query that takes longer holds a reader from everybody.
 _QUERY_SECONDS = 30
+# The embedded engine's memory is that of the process that takes hits. At half of it groups go to the disk.
+_QUERY_BYTES = 1024**3
 # Exports at once, and of one tenant: each computes on one core for as long as its reader takes.
 _STREAMS = 4
 _STREAMS_OF_ONE = 2
@@ -164,7 +166,7 @@ class EventStore:
         """
 
         def read(client: Client) -> list[dict[str, Any]]:
-            settings: dict[str, Any] = dict(_GIVING_WAY) if self.embedded else {}
+            settings: dict[str, Any] = {"max_memory_usage": _QUERY_BYTES} | (_GIVING_WAY if self.embedded else {})
             turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
             if time.monotonic() < self._busy_until:
                 settings["max_threads"] = 1
