@@ -68,6 +68,8 @@ async def test_every_page_carries_the_strict_policy(anonymous: httpx.AsyncClient
         ({"origin": "https://px.example.com"}, True),
         ({"origin": "https://PX.example.com"}, True),
         ({"origin": "http://px.example.com"}, False),
+        ({"origin": "http://px.example.com", "host": "px.example.com"}, False),
+        ({"origin": "https://px.example.com", "host": "px.example.com"}, True),
         ({"origin": "https://px.example.com.evil.example"}, False),
         ({"origin": "null"}, False),
         ({"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:8000"}, True),
