@@ -170,6 +170,7 @@ async def outcome_of_test(
                 "SELECT sum(duplicate) AS n FROM traffic WHERE app_id = {app:UUID} "
                 "AND minute >= toStartOfMinute(fromUnixTimestamp64Milli({since:Int64}, 'UTC'))",
                 {"app": str(app.id), "since": _milliseconds(sent_at) - _SKEW_MS},
+                app.tenant,
             )
             if row["n"]:
                 return TestOutcome("duplicate")
@@ -204,6 +205,7 @@ async def _read(
         f"AND received_at >= fromUnixTimestamp64Milli({{since:Int64}}, 'UTC'){where} "
         "ORDER BY received_at DESC, id DESC LIMIT {most:UInt32}",
         {"app": str(app.id), "since": since, "most": most, **values},
+        app.tenant,
     )
     return [_event(row) if kind == "recorded" else _rejection(row) for row in rows]
 

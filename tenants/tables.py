@@ -286,6 +286,12 @@ def transaction() -> AbstractAsyncContextManager[Any]:
     return Tenant._meta.db.transaction(allow_nested=False)
 
 
+async def lock(tenant: Tenant) -> None:
+    """Have others that lock the tenant wait until this transaction ends, to see what it did; raises NotFound."""
+    if not await Tenant.raw("UPDATE tenant SET name = name WHERE id = {} RETURNING id", tenant.id):
+        raise NotFound
+
+
 def clean_name(name: str) -> str:
     """The name stripped; raises InvalidValue unless 1-100 printable characters are left."""
     name = name.strip()

@@ -12,11 +12,14 @@ import pytest
 
 from server.digest import traffic_rows
 from server.event_store import EventStore
+from tenants.apps import create_app
 from tenants.errors import Busy
 from tenants.events import Row, event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
+from tenants.keys import create_key
 from tenants.snippets import encode_params
 from tenants.tables import App, Tenant
+from tenants.tokens import list_tokens
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -255,11 +258,11 @@ async def test_all_apps_at_a_glance_and_the_limit_used(owner: httpx.AsyncClient,
     assert "of 1,000" in used
 
 
-async def test_one_app_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
+async def test_one_tenant_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
     slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
-    asked = [asyncio.create_task(event_store.query(slow, {"app": str(shop.id)})) for _ in range(62)]
+    asked = [asyncio.create_task(event_store.query(slow, {}, shop.tenant)) for _ in range(122)]
     await asyncio.sleep(0)
-    done = await asyncio.wait_for(event_store.query("SELECT 1 AS n", {"app": "another"}), 5)
+    done = await asyncio.wait_for(event_store.query("SELECT 1 AS n", {}, shop.tenant + 1), 5)
     assert done == [{"n": 1}]
     assert not all(task.done() for task in asked)
     refused = [task for task in asked if task.done()]
@@ -267,6 +270,40 @@ async def test_one_app_cannot_keep_the_others_waiting(event_store: EventStore, s
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_tenant_with_many_apps_cannot_keep_the_others_waiting(
+    owner: httpx.AsyncClient,
+    stranger: httpx.AsyncClient,
+    event_store: EventStore,
+    alice: Tenant,
+    bob: Tenant,
+    shop: App,
+) -> None:
+    other, bobs = [(await create_app(tenant, "Other"))[0] for tenant in (alice, bob)]
+    slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
+    asked = [asyncio.create_task(event_store.query(slow, {}, shop.tenant)) for _ in range(120)]
+    await asyncio.sleep(0)
+    for path in (f"/apps/{shop.id}/panels/totals", f"/apps/{other.id}/panels/totals", "/apps/counts", "/account/usage"):
+        assert (await owner.get(path)).status_code == 429
+    for path in (f"/apps/{bobs.id}/panels/totals", "/apps/counts"):
+        assert (await asyncio.wait_for(stranger.get(path), 5)).status_code == 200
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_thousand_hits_are_not_compressed_on_the_loop_that_takes_hits(
+    owner: httpx.AsyncClient, alice: Tenant, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sent("view")] * 5 + [sold("25.00")] * 5)
+    (token,) = await list_tokens(shop)
+    _, key = await create_key(alice, "Reports")
+    headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "gzip"}
+    for name, compressed in (("events", False), ("rejections", False), ("series", True)):
+        reply = await owner.get(f"/api/v1/apps/{token.token}/{name}", headers=headers)
+        assert len(reply.content) > 1_000  # less is never compressed
+        assert ("content-encoding" in reply.headers) == compressed
 
 
 async def test_a_form_larger_than_a_hit_is_refused(anonymous: httpx.AsyncClient) -> None:

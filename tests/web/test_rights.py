@@ -19,7 +19,7 @@ from web.app import create_app
 
 
 class NoStore:
-    async def query(self, sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def query(self, sql: str, parameters: Mapping[str, Any], whose: int) -> list[dict[str, Any]]:
         raise AssertionError("routes are only listed")
 
 
