@@ -270,6 +270,19 @@ def test_the_chart_is_read_with_the_keyboard(page: Page, shop: Shop) -> None:
     expect(chart.locator(".tip strong")).not_to_have_text(shown)
 
 
+def test_the_chart_follows_the_window_and_the_colour_scheme(page: Page, shop: Shop) -> None:
+    shop.log_in(page)
+    page.goto(shop.path("/revenue"))
+    canvas = page.locator("#revenue .plot canvas")
+    expect(canvas).to_be_visible()
+    page.set_viewport_size({"width": 320, "height": 800})
+    page.wait_for_timeout(400)
+    assert page.evaluate("document.querySelector('.plot canvas').clientWidth") <= 320
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(200)
+    expect(canvas).to_have_count(1)
+
+
 def test_log_in_and_open_an_app_with_the_keyboard_alone(page: Page, shop: Shop) -> None:
     page.goto("/login")
     # The first field has the focus.
