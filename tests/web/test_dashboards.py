@@ -209,6 +209,30 @@ async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: 
     assert only.count('<article class="hit') == 1
 
 
+async def test_live_has_the_filters_of_the_other_views(
+    owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore
+) -> None:
+    address = f"/apps/{busy_shop.id}/live?period=7d&params.plan=pro"
+    page = (await owner.get(f"{address}&text=signup")).text
+    assert page.count('<article class="hit') == 2
+    assert "plan is pro" in page
+    # Its links keep what it contains; those to the other views keep period and filters.
+    assert (
+        f'href="/apps/{busy_shop.id}/live?period=7d&amp;text=signup" aria-label="Remove the filter plan is pro"' in page
+    )
+    assert f'href="/apps/{busy_shop.id}/revenue?period=7d&amp;params.plan=pro"' in page
+    assert f'hx-get="/apps/{busy_shop.id}/live/newer?period=7d&amp;params.plan=pro&amp;text=signup"' in page
+    after = page.partition("&#34;after&#34;: &#34;")[2].partition("&#34;")[0]
+    await hits(event_store, busy_shop, [sent("signup", plan="pro"), sent("signup", plan="team")], ago=0)
+    newer = await owner.get(f"/apps/{busy_shop.id}/live/newer?params.plan=pro&text=signup&after={after}")
+    assert newer.text.count('<article class="hit') == 1
+    added = await owner.get(f"{address}&kind=recorded&add_field=event_token&add_how=is&add_value=signup")
+    assert added.status_code == 303
+    assert added.headers["location"] == f"{address}&event_token=signup&kind=recorded"
+    wrong = await owner.get(f"/apps/{busy_shop.id}/live?add_field=currency&add_value=EURO")
+    assert "The filter was not added" in wrong.text
+
+
 async def test_an_export_is_of_the_view_and_safe_in_a_spreadsheet(
     owner: httpx.AsyncClient, shop: App, event_store: EventStore
 ) -> None:

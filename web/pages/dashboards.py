@@ -33,7 +33,7 @@ from tenants.snippets import img_tag, pixel_url
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.rendering import fragment, go, plain_money, render
-from web.view import View, added_filter, bucket_label, filterable, view_of
+from web.view import View, adding, bucket_label, filterable, view_of
 
 Context = dict[str, Any]
 Panel = Callable[[View, Queries, Mapping[str, str]], Awaitable[Context]]
@@ -177,11 +177,7 @@ async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[s
 async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...]) -> Response[bytes]:
     view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"))
     pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
-    try:
-        filters = added_filter(view, pairs)
-    except InvalidValue as error:
-        filters = None
-        view = View(app, view.period, view.filters, view.path, view.whole, f"The filter was not added: {error}")
+    view, filters = adding(view, pairs)
     if filters is not None:
         return go(view.link(filters))
     store: Queries = request.app.state.event_store
