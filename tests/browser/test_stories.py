@@ -55,6 +55,9 @@ def test_sign_up_copy_the_snippet_load_it_see_it(
         page.get_by_role("button", name="Copy").click()
         expect(page.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == snippet
+    else:
+        # Nothing could press it.
+        expect(page.get_by_role("button", name="Copy")).to_have_count(0)
     (folder / "index.html").write_text(f"<!doctype html><title>Boots</title><p>Boots.</p>{snippet}")
     theirs = context.new_page()
     with theirs.expect_response(re.compile(r"/event\.gif\?")) as replied:
@@ -168,6 +171,21 @@ def test_hostile_text_stays_text(page: Page, javascript: bool, shop: Shop, tail:
         assert not dialogs
         assert page.locator("img[src='x']").count() == 0
         assert "onerror=alert(2)>49" not in page.content()
+
+
+def test_an_export_is_taken_on_a_phone(page: Page, javascript: bool, shop: Shop) -> None:
+    page.set_viewport_size({"width": 320, "height": 800})
+    shop.log_in(page)
+    page.goto(shop.path("?params.plan=pro"))
+    page.get_by_text("Export", exact=True).click()
+    csv = page.get_by_role("link", name="CSV")
+    expect(csv).to_be_in_viewport(ratio=1)
+    with page.expect_download() as started:
+        csv.click()
+    rows = started.value.path().read_text().splitlines()
+    # Twelve sign-ups, twelve purchases and a refund, below the names of the columns.
+    assert len(rows) == 26
+    assert "event_token" in rows[0]
 
 
 def test_the_list_of_apps_has_todays_counts(page: Page, javascript: bool, shop: Shop) -> None:
