@@ -277,6 +277,11 @@ async def test_all_apps_at_a_glance_and_the_limit_used(owner: httpx.AsyncClient,
     used = (await owner.get("/account/usage", headers={"HX-Request": "true"})).text
     assert "hits a second" in used
     assert "of 1,000" in used
+    assert "<html" not in used
+    # Without script it is a page of its own.
+    page = (await owner.get("/account/usage")).text
+    assert "<h1>" in page
+    assert "hits a second" in page
 
 
 async def test_one_app_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:

@@ -32,7 +32,7 @@ from tenants.reports.usage import usage
 from tenants.snippets import img_tag, pixel_url
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
-from web.rendering import fragment, go, plain_money, render
+from web.rendering import fragment, go, is_htmx, plain_money, render
 from web.view import View, adding, bucket_label, filterable, view_of
 
 Context = dict[str, Any]
@@ -256,7 +256,8 @@ async def limit_used(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
     """How much of the tenant's limit is used."""
     apps = await list_apps(viewer.tenant)
     hour, day = await usage(viewer.tenant, apps, request.app.state.event_store, datetime.now(UTC))
-    return await render(request, "app/_usage.html", tenant=viewer.tenant, hour=hour, day=day)
+    template = "app/_usage.html" if is_htmx(request) else "account/usage.html"
+    return await render(request, template, tab="", tenant=viewer.tenant, hour=hour, day=day)
 
 
 handlers = [events_page, waiting, revenue_page, rejected_page, panel, counts, limit_used]
