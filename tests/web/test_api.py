@@ -235,6 +235,7 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
         content = document["paths"][f"/api/v1/apps/{{app_token}}/{name}"]["get"]["responses"]["200"]["content"]
         assert content["application/json"]["example"] == EXAMPLES[name]
     assert "missing_amount" in page
+    assert 'href="/login"' not in page, "somebody logged in would think that they are not"
     assert "/breakdown?field=params.plan" in page
     described = document["components"]["schemas"]
     assert [name for name, schema in described.items() if not schema.get("description")] == []
