@@ -62,7 +62,7 @@ class View(msgspec.Struct, frozen=True):
 
     def panel(self, name: str, **more: str) -> str:
         """The address of a panel of this view."""
-        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **more)}"
+        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **dict(self.own), **more)}"
 
     def chips(self) -> list[tuple[str, str]]:
         """Each filter in words, and the address of this page without it."""

@@ -133,6 +133,30 @@ def test_filters_are_in_the_address_and_the_back_button_works(page: Page, javasc
     expect(page.get_by_text("event token is signup")).to_be_visible()
 
 
+def test_what_a_breakdown_is_about_stays(page: Page, javascript: bool, shop: Shop) -> None:
+    shop.log_in(page)
+    page.goto(shop.path())
+    field = page.locator("#breakdown-field")
+    field.select_option("params.method")
+    if not javascript:
+        page.locator("#breakdown").get_by_role("button", name="Show").click()
+    page.wait_for_url(re.compile("field=params.method"))
+    page.locator("#breakdown").get_by_role("link", name="email").click()
+    expect(page.get_by_text("method is email")).to_be_visible()
+    expect(field).to_have_value("params.method")
+    page.go_back()
+    expect(field).to_have_value("params.method")
+    field.select_option("params.page")
+    if not javascript:
+        page.locator("#breakdown").get_by_role("button", name="Show").click()
+    page.wait_for_url(re.compile("field=params.page"))
+    page.get_by_label("Period", exact=True).select_option("7d")
+    if not javascript:
+        page.get_by_role("button", name="Show", exact=True).first.click()
+    page.wait_for_url(re.compile("period=7d"))
+    expect(field).to_have_value("params.page")
+
+
 def test_revenue_is_never_mixed(page: Page, javascript: bool, shop: Shop) -> None:
     shop.log_in(page)
     page.goto(shop.path("/revenue"))

@@ -233,6 +233,27 @@ async def test_live_has_the_filters_of_the_other_views(
     assert "The filter was not added" in wrong.text
 
 
+async def test_what_is_chosen_in_a_panel_stands_in_the_address(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    app = f"/apps/{busy_shop.id}"
+    for open_page, there in (
+        (
+            "http://onepx.test/apps/1/revenue?field=params.plan&period=7d&next=//evil.example",
+            "field=params.plan&in=USD",
+        ),
+        ("http://[evil?field=a%0d%0aSet-Cookie:%20b%3Dc#d", "field=a%0D%0ASet-Cookie%3A+b%3Dc&in=USD"),
+        ("", "in=USD"),
+    ):
+        headers = {"HX-Request": "true", "HX-Current-URL": open_page}
+        reply = await owner.get(f"{app}/panels/revenue?page=revenue&in=USD", headers=headers)
+        assert reply.headers["hx-replace-url"] == f"{app}/revenue?{there}"
+    # With the page come the panels that were chosen, and so does the page for browsers without script.
+    page = (await owner.get(f"{app}/revenue?field=params.plan&in=USD")).text
+    assert f'hx-get="{app}/panels/orders?field=params.plan&amp;in=USD&amp;page=revenue"' in page
+    assert f"url={app}/revenue?field=params.plan&amp;in=USD&amp;whole=1" in page
+    # It is of this page alone: other views have panels of their own.
+    assert f'href="{app}" ' in page or f'href="{app}">' in page
+
+
 async def test_an_export_is_of_the_view_and_safe_in_a_spreadsheet(
     owner: httpx.AsyncClient, shop: App, event_store: EventStore
 ) -> None:
