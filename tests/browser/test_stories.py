@@ -14,6 +14,8 @@ from machine import Machine
 from playwright.sync_api import BrowserContext, Dialog, Page, expect
 from shop import HOSTILE, PASSWORD, Shop, open_shop
 
+from web.pages.snippet import WHERE_TO
+
 
 @pytest.fixture(scope="module")
 def shop(running_site: Machine) -> Shop:
@@ -243,13 +245,17 @@ def test_the_generator_gives_the_pixel_that_was_asked_for(page: Page, javascript
 
 def test_the_generator_in_every_tab(page: Page, javascript: bool, shop: Shop) -> None:
     shop.log_in(page)
-    page.goto(shop.path("/snippet?event_token=signup&target=html&as=json&json=%7B%22plan%22%3A%22pro%22%7D"))
-    tabs = page.locator("input[name=target], button[name=target], a[href*=target]")
-    targets = tabs.evaluate_all("tabs => tabs.map(tab => tab.value || new URL(tab.href).searchParams.get('target'))")
+    page.goto(shop.path("/snippet?event_token=signup&target=node&as=json&json=%7B%22plan%22%3A%22pro%22%7D"))
+    targets = page.locator("input[name=target]").evaluate_all("tabs => tabs.map(tab => tab.value)")
     assert len(set(targets)) == 14
     shown: set[str] = set()
     for target in targets:
-        page.goto(shop.path(f"/snippet?event_token=signup&target={target}&as=json&json=%7B%22plan%22%3A%22pro%22%7D"))
+        # As a finger does: on the label, since the radio button itself is not drawn.
+        page.locator(".targets label", has=page.locator(f"[value={target}]")).click()
+        if not javascript:
+            page.get_by_role("button", name="Build").last.click()
+        page.wait_for_url(re.compile(f"target={target}$"))
+        expect(page.locator("#result")).to_contain_text(WHERE_TO[target])
         text = page.locator("#code-1").inner_text()
         assert shop.token in text
         assert "signup" in text
