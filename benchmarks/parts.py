@@ -504,6 +504,7 @@ def _fill_journal(folder: Path, bench: Bench, count: int, with_event_ids: bool) 
                 b"https://shop.example.com/cart",
                 b"",
                 0,
+                False,
             )
         )
         if len(frame) == _FRAME_HITS or number == count - 1:

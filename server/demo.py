@@ -142,7 +142,12 @@ def _hits(app_id: UUID, luck: random.Random, now: float) -> Iterator[HitTuple]:
             if visitor.email is None and luck.random() < 0.12:
                 visitor.email = f"{luck.choice(_FIRST)}.{luck.randrange(10_000)}@example.com"
                 customers.append(visitor)
-                signup = {"email": visitor.email, "method": luck.choice(("email", "google")), "source": visitor.source}
+                signup = {
+                    "email": visitor.email,
+                    "uuid": _uuid(visitor.email),
+                    "method": luck.choice(("email", "google")),
+                    "source": visitor.source,
+                }
                 yield _hit(app_id, at + 150, 0, "signup", visitor, signup)
             if visitor.email is not None and luck.random() < 0.25:
                 visitor.plan, price = luck.choices(_PLANS, (6, 3, 1))[0]
@@ -178,7 +183,7 @@ def _hits(app_id: UUID, luck: random.Random, now: float) -> Iterator[HitTuple]:
                     0,
                     "newsletter_open",
                     _Visitor(_number(luck), _MAIL_PROXY if proxied else reader.agent, reader.network, "email"),
-                    {"uuid": hashlib.sha256((reader.email or "").encode()).hexdigest()[:12], "issue": day // 7 + 1},
+                    {"uuid": _uuid(reader.email or ""), "issue": day // 7 + 1},
                 )
 
 
@@ -186,6 +191,11 @@ def _new_visitor(luck: random.Random) -> _Visitor:
     network = f"{luck.choice((31, 80, 91, 178, 203))}.{luck.randrange(256)}.{luck.randrange(256)}.0/24"
     source = luck.choices(("search", "direct", "newsletter", "ads"), (5, 4, 2, 1))[0]
     return _Visitor(_number(luck), luck.choice(_AGENTS), network, source)
+
+
+def _uuid(email: str) -> str:
+    """The shop's own id of a customer."""
+    return hashlib.sha256(email.encode()).hexdigest()[:12]
 
 
 def _number(luck: random.Random) -> bytes:
@@ -221,4 +231,5 @@ def _hit(
         referrer,
         b"",
         0,
+        False,
     )

@@ -65,6 +65,8 @@ class Hit(msgspec.Struct, array_like=True, gc=False):
     sec_purpose: bytes
     # Names the hit to the request that waits for what it became (debug=1); 0 for all others.
     watch: int = 0
+    # Whether the visitor came without a cookie: nothing can have happened under this id before.
+    new_visitor: bool = False
 
 
 class Body(msgspec.Struct, array_like=True):
@@ -74,7 +76,7 @@ class Body(msgspec.Struct, array_like=True):
     limited: list[tuple[bytes, int, int]]
 
 
-HitTuple = tuple[int, bytes, int, bytes, bytes | None, bool, str, bytes, bytes, bytes, int]
+HitTuple = tuple[int, bytes, int, bytes, bytes | None, bool, str, bytes, bytes, bytes, int, bool]
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Body)
 

@@ -151,6 +151,7 @@ class Pixel:
         privacy = signalled and route.honour_privacy
         extra: Headers = []
         visitor: bytes | None = None
+        is_new = False
         network = ""
         if privacy:
             user_agent = b""
@@ -160,6 +161,7 @@ class Pixel:
                 visitor = bytes.fromhex(known[1].replace(b"-", b"").decode())
             else:
                 visitor, set_cookie = new_visitor(token)
+                is_new = True
                 extra.append((b"set-cookie", set_cookie))
             network = self._network(scope["client"], forwarded)
         query: bytes = scope["query_string"][:_QUERY_BYTES]
@@ -191,11 +193,12 @@ class Pixel:
             referrer,
             purpose,
             self._outcomes.watch() if debug else 0,
+            is_new,
         )
         if not await self._journal.append(hit):
             self.figures.refused += 1
             if debug:
-                self._outcomes.forget(hit[-1])
+                self._outcomes.forget(hit[10])
             await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
             return
         self.figures.accepted += 1

@@ -28,7 +28,6 @@ EVENT_COLUMNS = (
     ("params_text", "String"),
     ("warnings", "Array(LowCardinality(String))"),
     ("visitor_id", "UUID"),
-    ("person_id", "UUID"),
     ("email", "String"),
     ("uuid", "String"),
     ("fbid", "String"),
@@ -37,6 +36,8 @@ EVENT_COLUMNS = (
     ("referrer_host", "LowCardinality(String)"),
     ("sec_purpose", "LowCardinality(String)"),
     ("query", "String"),
+    ("person_id", "UUID"),
+    ("identified", "Bool"),
 )
 REJECTION_COLUMNS = (
     ("app_id", "UUID"),
@@ -85,7 +86,7 @@ def event_row(
 ) -> Row:
     """A row of `events`. Ids are the numbers of UUIDs, `received_at` is in ms, `visitor_id` is 0 without a cookie.
 
-    Until persons are told apart by all their identifiers, the visitor is the person.
+    The visitor is the person, of whom nothing is known: people.py finds out more.
     """
     return (
         app_id,
@@ -99,7 +100,6 @@ def event_row(
         event.params,
         event.warnings,
         visitor_id,
-        visitor_id,
         event.email or "",
         event.uuid or "",
         event.fbid or "",
@@ -108,6 +108,8 @@ def event_row(
         referrer_host(referrer),
         text_of(sec_purpose),
         event.query,
+        visitor_id,
+        False,
     )
 
 

@@ -164,6 +164,87 @@ class EventId(Table):
     received_at = BigInt(index=True)
 
 
+# Who events belong to: see people.py. Written in bulk, hence no foreign keys. A `key` begins with 16 bytes, the app id.
+
+
+class IdentityClock(Table):
+    """How far an app's persons are told apart; whoever changes them holds its row.
+
+    `newest`: when the newest hit came, in ms. `revision`: counts the changes.
+    """
+
+    app_id = UUID(primary_key=True, default=None)
+    newest = BigInt()
+    revision = BigInt(default=0)
+
+
+class Person(Table):
+    """Somebody of whom an identifier is known, or who turned out to be somebody else; not an anonymous visitor.
+
+    `key` is app id and person id. `kinds` are those of its identifiers, a bit each, `size` is how many there are,
+    `known_at` when the first one came, in ms. `merged_into` is the key of the person that this one was all along.
+    `untold`: the revision with which the event store has to hear of that; `rewritten`: its events are the other's.
+    """
+
+    key = Bytea(primary_key=True, default=None)
+    kinds = Integer(default=0)
+    size = Integer(default=0)
+    known_at = BigInt(default=0)
+    merged_into = Bytea(null=True, default=None, index=True)
+    untold = BigInt(null=True, default=None, index=True)
+    rewritten = Boolean(default=False)
+
+
+class Identifier(Table):
+    """Whose it is. `key` is app id, kind (a byte) and value; `person` the key of its owner, who may be merged."""
+
+    key = Bytea(primary_key=True, default=None)
+    person = Bytea(default=None, index=True)
+
+
+class Visitor(Table):
+    """Whose the visitor cookie is. `key` is app id and cookie. The event store knows a person's cookies."""
+
+    key = Bytea(primary_key=True, default=None)
+    person = Bytea(default=None)
+
+
+class IdentitySection(Table):
+    """The newest hits that told of a person, to be done again in their order should an earlier one turn up."""
+
+    id: Serial
+    app_id = UUID(index=True)
+    first = BigInt()
+    last = BigInt()
+    entries = Bytea()
+
+
+class IdentifiedBatch(Table):
+    """Whose the hits of the last batch of a machine's journal are, should it have to be done again."""
+
+    journal = Varchar(length=32, primary_key=True, default=None)
+    batch = Varchar(length=32)
+    persons = Bytea()
+    identified_at = BigInt()
+
+
+class Reattribution(Table):
+    """An event that an earlier hit made somebody else's after it may have been stored."""
+
+    hit_id = Bytea(primary_key=True, default=None)
+    app_id = UUID(index=True)
+    received_at = BigInt()
+    person = Bytea()
+    since = BigInt()
+
+
+class Forgotten(Table):
+    """An identifier of somebody who was deleted, as a hash: hits with it that came `before` (ms) are not stored."""
+
+    key = Bytea(primary_key=True, default=None)
+    before = BigInt(index=True)
+
+
 TABLES: tuple[type[Table], ...] = (
     Tenant,
     User,
@@ -177,6 +258,14 @@ TABLES: tuple[type[Table], ...] = (
     Erasure,
     Revision,
     EventId,
+    IdentityClock,
+    Person,
+    Identifier,
+    Visitor,
+    IdentitySection,
+    IdentifiedBatch,
+    Reattribution,
+    Forgotten,
 )
 
 # What a table's columns cannot say. Piccolo's `Unique` over several columns needs ALTER TABLE … ADD

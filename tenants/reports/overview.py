@@ -10,7 +10,7 @@ import msgspec
 
 from tenants.events import Queries
 from tenants.reports.period import start_of_day
-from tenants.reports.sql import PERSONS, bucket, starts_of, within
+from tenants.reports.sql import bucket, persons_if, starts_of, within
 from tenants.tables import App, Tenant
 
 DAYS = 14
@@ -45,7 +45,9 @@ async def _in_zone(timezone: str, apps: list[App], store: Queries, now: datetime
     days = [start_of_day(today - timedelta(days=back), zone) for back in reversed(range(DAYS))]
     starts = starts_of(days)
     parameters = {"apps": [str(app.id) for app in apps], "starts": starts}
-    mine = "WHERE app_id IN {apps:Array(UUID)} AND"
+    of_tenant = "app_id IN {apps:Array(UUID)}"
+    mine = f"WHERE {of_tenant} AND"
+    persons_now = persons_if("1", of_tenant)
     before, since = within(days[0], days[-1], "traffic"), within(days[-1], now)
     counts, details, amounts = await asyncio.gather(
         store.query(
@@ -54,7 +56,7 @@ async def _in_zone(timezone: str, apps: list[App], store: Queries, now: datetime
             parameters,
         ),
         store.query(
-            f"SELECT app_id, count() AS events, {PERSONS} AS persons FROM events {mine} {since} GROUP BY app_id",
+            f"SELECT app_id, count() AS events, {persons_now} AS persons FROM events {mine} {since} GROUP BY app_id",
             parameters,
         ),
         store.query(

@@ -14,14 +14,14 @@ from tenants.reports.compared import Compared
 from tenants.reports.filters import Filters, currency_of, field_of
 from tenants.reports.money import divided
 from tenants.reports.period import Interval, Period
-from tenants.reports.sql import PERSONS_IF, bucket, rows_of, starts_of, value_of
+from tenants.reports.sql import bucket, persons_if, rows_of, starts_of, value_of
 from tenants.tables import App
 
 _SUMS = (
     "sumIf(amount, amount > 0) AS gross, -sumIf(amount, amount < 0) AS refunded, sum(amount) AS net, "
     "countIf(amount > 0) AS orders"
 )
-_BUYERS = PERSONS_IF.format("amount > 0") + " AS persons"
+_BUYERS = persons_if("amount > 0") + " AS persons"
 
 
 class Revenue(msgspec.Struct, frozen=True):

@@ -163,7 +163,20 @@ class Shop:
         self.received_at = int(time.time() * 1000)
 
     def hit(self, query: str, category: int = 0, watch: int = 0) -> HitTuple:
-        return (self.received_at, self.app_id, category, query.encode(), b"v" * 16, False, "", b"", b"", b"", watch)
+        return (
+            self.received_at,
+            self.app_id,
+            category,
+            query.encode(),
+            b"v" * 16,
+            False,
+            "",
+            b"",
+            b"",
+            b"",
+            watch,
+            False,
+        )
 
     def journal(self, *queries: str, limited: int = 0) -> Path:
         """Hits in one frame of a segment whose writer is gone."""

@@ -44,7 +44,7 @@ MUCH = 1024**3
 
 
 def hit(number: int, received_at: int = 1_700_000_000_000) -> HitTuple:
-    return (received_at, APP, 0, b"event_token=e%d" % number, None, False, "", b"", b"", b"", 0)
+    return (received_at, APP, 0, b"event_token=e%d" % number, None, False, "", b"", b"", b"", 0, False)
 
 
 def frames(path: Path, start: int = 0) -> list[Frame]:

@@ -1,0 +1,171 @@
+"""What is known of persons: whose an identifier is, and which ones a person has. Reading only: people.py writes them.
+
+Keys are bytes, so that one index finds an app's identifiers, those of one kind and those that begin with a text:
+
+    person       app id 16 · person id 16
+    identifier   app id 16 · kind 1 · value in UTF-8
+    visitor      app id 16 · cookie 16
+
+What a merged person owned stays under its key; `Person.merged_into` leads on to the one it is.
+"""
+# Piccolo keeps a table's engine in `_meta`, and its annotations leave type arguments open.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+
+from tenants.tables import App, Identifier, Person
+
+# Kinds by strength; each is a bit of Person.kinds (1 << kind).
+UUID_KIND, EMAIL_KIND, FBID_KIND = 1, 2, 3
+KINDS = (UUID_KIND, EMAIL_KIND, FBID_KIND)
+# SQLite takes 32,766 values a statement.
+_KEYS_A_STATEMENT = 5_000
+
+
+def person_key(app_id: UUID, person: UUID) -> bytes:
+    """The key of a person."""
+    return app_id.bytes + person.bytes
+
+
+def identifier_key(app_id: UUID, kind: int, value: str) -> bytes:
+    """The key of an identifier; e-mail addresses are lower case."""
+    return b"%b%c%b" % (app_id.bytes, kind, value.encode(errors="surrogatepass"))
+
+
+class Known(msgspec.Struct, frozen=True):
+    """Somebody of whom something is known. `merged` are the ids of those who turned out to be this one."""
+
+    id: UUID
+    emails: list[str]
+    uuids: list[str]
+    fbids: list[str]
+    known_at: datetime
+    merged: list[UUID]
+
+
+async def survivors(app: App, ids: Iterable[UUID]) -> dict[UUID, UUID]:
+    """Who each of these persons is: themselves, or the one they were merged into."""
+    roots = await unscoped_roots([person_key(app.id, each) for each in ids])
+    return {UUID(bytes=key[16:]): UUID(bytes=root[16:]) for key, root in roots.items()}
+
+
+async def unscoped_roots(keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    """For each person's key that of the one they are in the end."""
+    into: dict[bytes, bytes | None] = {}
+    asked = set(keys)
+    while asked:
+        into |= dict.fromkeys(asked)
+        into |= await _merged_into(sorted(asked))
+        asked = {key for key in into.values() if key is not None} - into.keys()
+    return {key: _root(key, into) for key in keys}
+
+
+def _root(key: bytes, into: dict[bytes, bytes | None]) -> bytes:
+    while (merged := into[key]) is not None:
+        key = merged
+    return key
+
+
+async def _merged_into(keys: Sequence[bytes]) -> dict[bytes, bytes | None]:
+    found: dict[bytes, bytes | None] = {}
+    for start in range(0, len(keys), _KEYS_A_STATEMENT):
+        rows = (
+            await Person.select(Person.key, Person.merged_into)
+            .where(Person.key.is_in(list(keys[start : start + _KEYS_A_STATEMENT])))
+            .where(Person.merged_into.is_not_null())
+        )
+        found |= {row["key"]: row["merged_into"] for row in rows}
+    return found
+
+
+async def merged_with(keys: Sequence[bytes]) -> dict[bytes, list[bytes]]:
+    """For each surviving person's key the keys of all who were merged into them, directly or not."""
+    survivor = {key: key for key in keys}
+    asked = list(keys)
+    while asked:
+        rows: list[dict[str, bytes]] = []
+        for start in range(0, len(asked), _KEYS_A_STATEMENT):
+            some = asked[start : start + _KEYS_A_STATEMENT]
+            rows += await Person.select(Person.key, Person.merged_into).where(Person.merged_into.is_in(some))
+        new = {row["key"]: survivor[row["merged_into"]] for row in rows if row["key"] not in survivor}
+        survivor |= new
+        asked = list(new)
+    merged: dict[bytes, list[bytes]] = {key: [] for key in keys}
+    for key, root in survivor.items():
+        if key != root:
+            merged[root].append(key)
+    return merged
+
+
+async def known(app: App, ids: Iterable[UUID]) -> dict[UUID, Known]:
+    """What is known of these persons, by the id that was asked for; those of whom nothing is known are left out."""
+    of = await survivors(app, ids)
+    roots = sorted({person_key(app.id, survivor) for survivor in of.values()})
+    rows: list[dict[str, object]] = []
+    for start in range(0, len(roots), _KEYS_A_STATEMENT):
+        some = roots[start : start + _KEYS_A_STATEMENT]
+        rows += await Person.select(Person.key, Person.known_at).where(Person.key.is_in(some)).where(Person.size > 0)
+    since = {row["key"]: row["known_at"] for row in rows}
+    merged = await merged_with([key for key in roots if key in since])
+    owner = {each: key for key, others in merged.items() for each in (key, *others)}
+    values: dict[bytes, dict[int, list[str]]] = {key: {kind: [] for kind in KINDS} for key in merged}
+    owners = sorted(owner)
+    for start in range(0, len(owners), _KEYS_A_STATEMENT):
+        some = owners[start : start + _KEYS_A_STATEMENT]
+        for row in await Identifier.select().where(Identifier.person.is_in(some)).order_by(Identifier.key):
+            key: bytes = row["key"]
+            values[owner[row["person"]]][key[16]].append(key[17:].decode(errors="surrogatepass"))
+    persons = {
+        key: Known(
+            UUID(bytes=key[16:]),
+            values[key][EMAIL_KIND],
+            values[key][UUID_KIND],
+            values[key][FBID_KIND],
+            datetime.fromtimestamp(int(str(since[key])) / 1000, UTC),
+            [UUID(bytes=each[16:]) for each in merged[key]],
+        )
+        for key in merged
+    }
+    found = {asked: persons.get(person_key(app.id, survivor)) for asked, survivor in of.items()}
+    return {asked: person for asked, person in found.items() if person is not None}
+
+
+async def owner_of(
+    app: App, *, uuid: str | None = None, email: str | None = None, fbid: str | None = None
+) -> UUID | None:
+    """The person that owns all the identifiers that are given, if there is one."""
+    given = ((UUID_KIND, uuid), (EMAIL_KIND, email and email.strip().lower()), (FBID_KIND, fbid))
+    keys = [identifier_key(app.id, kind, value) for kind, value in given if value]
+    rows = await Identifier.select().where(Identifier.key.is_in(keys)) if keys else []
+    owners = set((await unscoped_roots([row["person"] for row in rows])).values())
+    return UUID(bytes=owners.pop()[16:]) if len(rows) == len(keys) and len(owners) == 1 else None
+
+
+async def search(app: App, text: str, limit: int) -> list[UUID]:
+    """Persons with an identifier that begins with this text, in any kind; exact ones first, `limit` at most."""
+    text = text.strip()
+    found: dict[bytes, bytes] = {}
+    for kind in KINDS:
+        first = identifier_key(app.id, kind, text.lower() if kind == EMAIL_KIND else text)
+        rows = (
+            await Identifier.select()
+            .where(Identifier.key >= first)
+            .where(Identifier.key < _after(first))
+            .order_by(Identifier.key)
+            .limit(limit)
+        )
+        found |= {row["key"]: row["person"] for row in rows}
+    persons = [found[key] for key in sorted(found, key=lambda key: (len(key), key))]
+    roots = await unscoped_roots(persons)
+    return [UUID(bytes=key[16:]) for key in dict.fromkeys(roots[person] for person in persons)][:limit]
+
+
+def _after(prefix: bytes) -> bytes:
+    """The first key that does not begin with it."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1])
