@@ -212,6 +212,51 @@ async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: 
     assert only.count('<article class="hit') == 1
 
 
+async def test_live_has_the_filters_of_the_other_views(
+    owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore
+) -> None:
+    address = f"/apps/{busy_shop.id}/live?period=7d&params.plan=pro"
+    page = (await owner.get(f"{address}&text=signup")).text
+    assert page.count('<article class="hit') == 2
+    assert "plan is pro" in page
+    # Its links keep what it contains; those to the other views keep period and filters.
+    assert (
+        f'href="/apps/{busy_shop.id}/live?period=7d&amp;text=signup" aria-label="Remove the filter plan is pro"' in page
+    )
+    assert f'href="/apps/{busy_shop.id}/revenue?period=7d&amp;params.plan=pro"' in page
+    assert f'hx-get="/apps/{busy_shop.id}/live/newer?period=7d&amp;params.plan=pro&amp;text=signup"' in page
+    after = page.partition("&#34;after&#34;: &#34;")[2].partition("&#34;")[0]
+    await hits(event_store, busy_shop, [sent("signup", plan="pro"), sent("signup", plan="team")], ago=0)
+    newer = await owner.get(f"/apps/{busy_shop.id}/live/newer?params.plan=pro&text=signup&after={after}")
+    assert newer.text.count('<article class="hit') == 1
+    added = await owner.get(f"{address}&kind=recorded&add_field=event_token&add_how=is&add_value=signup")
+    assert added.status_code == 303
+    assert added.headers["location"] == f"{address}&event_token=signup&kind=recorded"
+    wrong = await owner.get(f"/apps/{busy_shop.id}/live?add_field=currency&add_value=EURO")
+    assert "The filter was not added" in wrong.text
+
+
+async def test_what_is_chosen_in_a_panel_stands_in_the_address(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    app = f"/apps/{busy_shop.id}"
+    for open_page, there in (
+        (
+            "http://onepx.test/apps/1/revenue?field=params.plan&period=7d&next=//evil.example",
+            "field=params.plan&in=USD",
+        ),
+        ("http://[evil?field=a%0d%0aSet-Cookie:%20b%3Dc#d", "field=a%0D%0ASet-Cookie%3A+b%3Dc&in=USD"),
+        ("", "in=USD"),
+    ):
+        headers = {"HX-Request": "true", "HX-Current-URL": open_page}
+        reply = await owner.get(f"{app}/panels/revenue?page=revenue&in=USD", headers=headers)
+        assert reply.headers["hx-replace-url"] == f"{app}/revenue?{there}"
+    # With the page come the panels that were chosen, and so does the page for browsers without script.
+    page = (await owner.get(f"{app}/revenue?field=params.plan&in=USD")).text
+    assert f'hx-get="{app}/panels/orders?field=params.plan&amp;in=USD&amp;page=revenue"' in page
+    assert f"url={app}/revenue?field=params.plan&amp;in=USD&amp;whole=1" in page
+    # It is of this page alone: other views have panels of their own.
+    assert f'href="{app}" ' in page or f'href="{app}">' in page
+
+
 async def test_an_export_is_of_the_view_and_safe_in_a_spreadsheet(
     owner: httpx.AsyncClient, shop: App, event_store: EventStore
 ) -> None:
@@ -256,6 +301,11 @@ async def test_all_apps_at_a_glance_and_the_limit_used(owner: httpx.AsyncClient,
     used = (await owner.get("/account/usage", headers={"HX-Request": "true"})).text
     assert "hits a second" in used
     assert "of 1,000" in used
+    assert "<html" not in used
+    # Without script it is a page of its own.
+    page = (await owner.get("/account/usage")).text
+    assert "<h1>" in page
+    assert "hits a second" in page
 
 
 async def test_one_tenant_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
