@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from server.event_store import migrations
+
 ONEPX = Path(sys.executable).with_name("onepx")
 Environment = dict[str, str]
 
