@@ -41,7 +41,7 @@ class Cohort(msgspec.Struct, frozen=True):
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """A cohort for each interval of the period, empty ones too. `event_token` is None for any.
+    """A cohort for each interval of the period, empty ones too. `first` and `back` are event tokens, None for any.
 
     `shares` is of all people of the cohorts that are old enough, 0 to 1, from the interval of the first event on.
     `running` says that the last interval is not over in the period.
@@ -74,7 +74,9 @@ async def retention(
     begins, returns = "1", "1"
     if first is not None:
         begins, parameters["first"] = "event_token = {first:String}", first
-    if back is not None:
+    if back == first:
+        returns = begins
+    elif back is not None:
         returns, parameters["back"] = "event_token = {back:String}", back
     counted = f" AND ({begins} OR {returns})" if "1" not in (begins, returns) else ""
     rows = f"{rows_of(period.start, period.end)} AND {SOMEBODY}{where}{counted}"
@@ -82,14 +84,14 @@ async def retention(
     key = f"bitOr(bitAnd({PERSON}, {_PERSON}), {interval})"
     if begins == returns:
         pairs = f"SELECT {key} AS pair {rows} GROUP BY pair"
-        bits = "sum(intExp2(bitAnd(pair, 63))) AS there, bitAnd(there, bitXor(there, there - 1)) AS begun"
+        bits = "sum(intExp2(bitAnd(pair, 63))) AS there, toUInt64(bitAnd(there, bitXor(there, there - 1))) AS begun"
     else:
         pairs = f"SELECT {key} AS pair, max({begins}) AS begins, max({returns}) AS returns {rows} GROUP BY pair"
         bits = "sumIf(intExp2(bitAnd(pair, 63)), returns) AS there, minIf(intExp2(bitAnd(pair, 63)), begins) AS begun"
     people = f"SELECT {bits} FROM ({pairs}) GROUP BY bitAnd(pair, {_PERSON})"
     counts = ", ".join(f"countIf(bitTest(there, {number}))" for number in range(len(buckets)))
     found = await store.query(
-        f"SELECT begun, count() AS size, [{counts}] AS returned FROM ({people}) WHERE begun > 0 GROUP BY begun",
+        f"SELECT begun, count() AS size, [{counts}] AS returned FROM ({people}) WHERE begun != 0 GROUP BY begun",
         parameters,
     )
     rows = {int(row["begun"]).bit_length() - 1: row for row in found}
