@@ -6,7 +6,7 @@ So a link, the back button and a reload all mean the same. Addresses are built h
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
@@ -26,12 +26,14 @@ PERIODS: dict[Name, str] = {
     "custom": "Chosen days",
 }
 _EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}
+_NO_HOURS = ("hour", "retention")
 
 
 class View(msgspec.Struct, frozen=True):
     """The app, the period and the filters of a page. `problem` says which parameter of the address could not be used.
 
     `path` is the page's own address; `whole` is for browsers without script: the panels are rendered with the page.
+    `kept` is what else of the page's own is in its address.
     """
 
     app: App
@@ -40,9 +42,10 @@ class View(msgspec.Struct, frozen=True):
     path: str
     whole: bool
     problem: str = ""
+    kept: tuple[tuple[str, str], ...] = ()
 
     def query(self, filters: Filters | None = None, **more: str) -> str:
-        """Parameters that ask for this view, with other filters or more parameters; '' for the default view."""
+        """Period and filters, as other pages take them too, or other filters, and more; '' for the default view."""
         period = self.period.query()
         if period == {"period": "30d"}:
             period = {}
@@ -51,8 +54,13 @@ class View(msgspec.Struct, frozen=True):
 
     def link(self, filters: Filters | None = None, **more: str) -> str:
         """The address of this page, with other filters or more parameters."""
-        query = self.query(filters, **more)
+        parts = (self.query(filters, **more), urlencode(self.kept))
+        query = "&".join(part for part in parts if part)
         return f"{self.path}?{query}" if query else self.path
+
+    def keeping(self, kept: Sequence[tuple[str, str]]) -> "View":
+        """The same view with other parameters of the page's own."""
+        return msgspec.structs.replace(self, kept=tuple(kept))
 
     def only(self, field: str, value: str | None) -> str:
         """The address of this page with one more filter."""
@@ -60,7 +68,8 @@ class View(msgspec.Struct, frozen=True):
 
     def panel(self, name: str, **more: str) -> str:
         """The address of a panel of this view."""
-        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **more)}"
+        kept = f"&{urlencode(self.kept)}" if self.kept else ""
+        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **more)}{kept}"
 
     def chips(self) -> list[tuple[str, str]]:
         """Each filter in words, and the address of this page without it."""
@@ -76,8 +85,20 @@ class View(msgspec.Struct, frozen=True):
 
     @property
     def intervals(self) -> list[tuple[str, str]]:
-        """What the menu of intervals offers; '' leaves it to us."""
-        return [("", "automatic"), *((name, _EVERY[name]) for name in INTERVALS)]
+        """What the menu of intervals offers; '' leaves it to us. Empty where nothing is divided."""
+        if self.page == "funnel":
+            return []
+        return [("", "automatic"), *((name, _EVERY[name]) for name in INTERVALS if (name, self.page) != _NO_HOURS)]
+
+    @property
+    def page(self) -> str:
+        """The last part of the page's address: `revenue`; the app's id for its first page."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def compares(self) -> bool:
+        """Whether the page shows the period before, too."""
+        return self.page not in ("retention", "funnel")
 
     @property
     def span(self) -> str:
@@ -94,9 +115,14 @@ class View(msgspec.Struct, frozen=True):
         return [bucket_label(at, self.period.interval) for at in self.period.buckets]
 
 
+def pairs_of(request: AnyRequest) -> list[tuple[str, str]]:
+    """The parameters of the address in their order, which Litestar's own list does not keep."""
+    return parse_qsl(request.url.query, keep_blank_values=True)
+
+
 def view_of(request: AnyRequest, app: App, path: str) -> View:
     """The view an address asks for; what cannot be used is left out, and said in `problem`."""
-    pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
+    pairs = pairs_of(request)
     problem = ""
     try:
         filters = filters_of(pairs)
@@ -117,14 +143,17 @@ def added_filter(view: View, pairs: Sequence[tuple[str, str]]) -> Filters | None
     field = values.get("add_field", "").strip()
     if not field:
         return None
-    field = filterable(field)
-    how = values.get("add_how", "is")
+    return with_typed(view.filters, field, values.get("add_how", "is"), values.get("add_value", ""))
+
+
+def with_typed(filters: Filters, field: str, how: str, value: str) -> Filters:
+    """These filters and the one that a form's three fields say. Raises InvalidValue."""
+    field, value = filterable(field), value.strip()
     negated = how.endswith("not")
     if how.startswith("sent"):
-        return view.filters.with_(field, None, negated=not negated)
-    value = values.get("add_value", "").strip()
+        return filters.with_(field, None, negated=not negated)
     # Through the address's own rules: what a link may not hold cannot be added either.
-    return filters_of([*view.filters.pairs(), *Filters((Condition(field, value, negated),)).pairs()])
+    return filters_of([*filters.pairs(), *Filters((Condition(field, value, negated),)).pairs()])
 
 
 def filterable(typed: str) -> str:

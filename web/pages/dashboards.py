@@ -5,10 +5,11 @@ nothing. A browser without script asks for the page once more, as a whole (`whol
 a panel shows.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
@@ -21,6 +22,7 @@ from tenants.events import Queries
 from tenants.reports.breakdown import breakdown
 from tenants.reports.fields import fields
 from tenants.reports.first_hit import has_hits
+from tenants.reports.funnel import UNITS
 from tenants.reports.overview import overview
 from tenants.reports.rejected import rejected
 from tenants.reports.revenue import largest_orders, latest_orders, revenue, revenue_by, revenue_series
@@ -32,10 +34,12 @@ from tenants.reports.usage import usage
 from tenants.snippets import img_tag, pixel_url
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
+from web.pages import journeys
 from web.rendering import fragment, go, plain_money, render
-from web.view import View, added_filter, bucket_label, filterable, view_of
+from web.view import View, added_filter, bucket_label, filterable, pairs_of, view_of
 
 Context = dict[str, Any]
+Pairs = Sequence[tuple[str, str]]
 Panel = Callable[[View, Queries, Mapping[str, str]], Awaitable[Context]]
 
 # The fields that events can be broken down by beside those of params.
@@ -157,7 +161,10 @@ PANELS: dict[str, Panel] = {
     "orders": _orders,
     "rejected": _rejected,
     "traffic": _traffic,
+    "retention": journeys.retention_panel,
+    "funnel": journeys.funnel_panel,
 }
+_PAGES = ("revenue", "rejected", "retention", "funnel")
 
 
 async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[str, str]) -> Context:
@@ -174,14 +181,18 @@ async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[s
     return context
 
 
-async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...]) -> Response[bytes]:
-    view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"))
-    pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
+async def _page(
+    request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...], kept: Pairs = (), problem: str = "", **more: Any
+) -> Response[bytes]:
+    """A page of panels. `kept` is what else its address holds, `problem` what could not be used of that."""
+    view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/")).keeping(kept)
+    pairs = pairs_of(request)
     try:
         filters = added_filter(view, pairs)
     except InvalidValue as error:
-        filters = None
-        view = View(app, view.period, view.filters, view.path, view.whole, f"The filter was not added: {error}")
+        filters, problem = None, f"The filter was not added: {error}"
+    if problem:
+        view = msgspec.structs.replace(view, problem=problem)
     if filters is not None:
         return go(view.link(filters))
     store: Queries = request.app.state.event_store
@@ -189,10 +200,8 @@ async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ..
     panels: dict[str, Markup] = {}
     for name in names if view.whole else ():
         panels[name] = fragment(request, f"app/_{name}.html", **await _panel_context(view, store, name, asked))
-    whole = f"{view.path}?{view.query(whole='1')}"
-    return await render(
-        request, f"app/{tab or 'events'}.html", app=app, tab=tab, view=view, panels=panels, whole_address=whole
-    )
+    context: Context = {"app": app, "tab": tab, "view": view, "panels": panels, "whole_address": view.link(whole="1")}
+    return await render(request, f"app/{tab or 'events'}.html", **context, **more)
 
 
 @get("/apps/{app_id:str}")
@@ -234,14 +243,34 @@ async def rejected_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     return await _page(request, app, "rejected", ("rejected", "traffic"))
 
 
+@get("/apps/{app_id:str}/retention")
+async def retention_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
+    """Who comes back."""
+    kept = journeys.retention_parameters(pairs_of(request))
+    return await _page(request, app, "retention", ("retention",), kept, asked={"first": "", "return": "", **dict(kept)})
+
+
+@get("/apps/{app_id:str}/funnel")
+async def funnel_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
+    """From step to step. A button of the form leads to the address of the form as it then is."""
+    pairs = pairs_of(request)
+    form = journeys.read_form(pairs)
+    if journeys.was_sent(pairs) and not form.problem:
+        view = view_of(request, app, f"/apps/{app.id}/funnel").keeping(form.pairs())
+        return go(view.link())
+    return await _page(request, app, "funnel", ("funnel",), form.pairs(), form.problem, form=form, units=UNITS)
+
+
 @get("/apps/{app_id:str}/panels/{name:str}")
 async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Response[bytes]:
     """One panel of a page."""
     if name not in PANELS:
         raise NotFoundException
-    asked = dict(request.query_params.multi_items())
+    pairs = pairs_of(request)
+    asked = dict(pairs)
     page = asked.get("page", "")
-    view = view_of(request, app, f"/apps/{app.id}/{page}" if page in ("revenue", "rejected") else f"/apps/{app.id}")
+    view = view_of(request, app, f"/apps/{app.id}/{page}" if page in _PAGES else f"/apps/{app.id}")
+    view = view.keeping(journeys.kept_of(page, pairs))
     context = await _panel_context(view, request.app.state.event_store, name, asked)
     template = "_options" if name in ("fields", "values") else f"_{name}"
     return await render(request, f"app/{template}.html", **context)
@@ -263,4 +292,14 @@ async def limit_used(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
     return await render(request, "app/_usage.html", tenant=viewer.tenant, hour=hour, day=day)
 
 
-handlers = [events_page, waiting, revenue_page, rejected_page, panel, counts, limit_used]
+handlers = [
+    events_page,
+    waiting,
+    revenue_page,
+    retention_page,
+    funnel_page,
+    rejected_page,
+    panel,
+    counts,
+    limit_used,
+]
