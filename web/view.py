@@ -33,7 +33,7 @@ class View(msgspec.Struct, frozen=True):
     """The app, the period and the filters of a page. `problem` says which parameter of the address could not be used.
 
     `path` is the page's own address; `whole` is for browsers without script: the panels are rendered with the page.
-    `kept` is what else of the page's own is in its address.
+    `own` are parameters of this page alone: its own links keep them, those to other pages do not.
     """
 
     app: App
@@ -42,7 +42,7 @@ class View(msgspec.Struct, frozen=True):
     path: str
     whole: bool
     problem: str = ""
-    kept: tuple[tuple[str, str], ...] = ()
+    own: tuple[tuple[str, str], ...] = ()
 
     def query(self, filters: Filters | None = None, **more: str) -> str:
         """Period and filters, as other pages take them too, or other filters, and more; '' for the default view."""
@@ -54,13 +54,15 @@ class View(msgspec.Struct, frozen=True):
 
     def link(self, filters: Filters | None = None, **more: str) -> str:
         """The address of this page, with other filters or more parameters."""
-        parts = (self.query(filters, **more), urlencode(self.kept))
-        query = "&".join(part for part in parts if part)
+        query = self._own_query(filters, more)
         return f"{self.path}?{query}" if query else self.path
 
-    def keeping(self, kept: Sequence[tuple[str, str]]) -> "View":
+    def _own_query(self, filters: Filters | None, more: dict[str, str]) -> str:
+        return "&".join(part for part in (self.query(filters), urlencode([*self.own, *more.items()])) if part)
+
+    def with_own(self, own: Sequence[tuple[str, str]]) -> "View":
         """The same view with other parameters of the page's own."""
-        return msgspec.structs.replace(self, kept=tuple(kept))
+        return msgspec.structs.replace(self, own=tuple(own))
 
     def only(self, field: str, value: str | None) -> str:
         """The address of this page with one more filter."""
@@ -68,8 +70,7 @@ class View(msgspec.Struct, frozen=True):
 
     def panel(self, name: str, **more: str) -> str:
         """The address of a panel of this view."""
-        kept = f"&{urlencode(self.kept)}" if self.kept else ""
-        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **more)}{kept}"
+        return f"/apps/{self.app.id}/panels/{name}?{self._own_query(None, more)}"
 
     def chips(self) -> list[tuple[str, str]]:
         """Each filter in words, and the address of this page without it."""
@@ -120,7 +121,7 @@ def pairs_of(request: AnyRequest) -> list[tuple[str, str]]:
     return parse_qsl(request.url.query, keep_blank_values=True)
 
 
-def view_of(request: AnyRequest, app: App, path: str) -> View:
+def view_of(request: AnyRequest, app: App, path: str, own: Sequence[tuple[str, str]] = ()) -> View:
     """The view an address asks for; what cannot be used is left out, and said in `problem`."""
     pairs = pairs_of(request)
     problem = ""
@@ -134,7 +135,15 @@ def view_of(request: AnyRequest, app: App, path: str) -> View:
         period = period_of(values, app.timezone, now)
     except InvalidValue as error:
         period, problem = period_of({}, app.timezone, now), f"This shows the last 30 days. {error}"
-    return View(app, period, filters, path, values.get("whole") == "1", problem)
+    return View(app, period, filters, path, values.get("whole") == "1", problem, tuple(own))
+
+
+def adding(view: View, pairs: Sequence[tuple[str, str]]) -> tuple[View, Filters | None]:
+    """The filters to go on with after the form that adds one was sent; else None, and the view says what was wrong."""
+    try:
+        return view, added_filter(view, pairs)
+    except InvalidValue as error:
+        return msgspec.structs.replace(view, problem=f"The filter was not added: {error}"), None
 
 
 def added_filter(view: View, pairs: Sequence[tuple[str, str]]) -> Filters | None:

@@ -152,10 +152,10 @@ async def funnel(
     rows = f"{rows_of(period.start, period.end)} AND {SOMEBODY}{where}"
     value, values, more = "0", list[str | None](), Parameters()
     if by is not None:
-        value, values, more = await _values(store, f"{rows} AND {conditions[0]}", by, parameters)
+        value, values, more = await _values(app, store, f"{rows} AND {conditions[0]}", by, parameters)
         value = f"if({conditions[0]}, {value}, 0)"
     found = await store.query(
-        _levels(rows, conditions, value, seconds(period.start), window, by is not None), parameters | more
+        _levels(rows, conditions, value, seconds(period.start), window, by is not None), parameters | more, app.tenant
     )
     # Whoever began with none of the values is of the others, whose number is the next one.
     known = {row["part"]: _reached(steps, row) for row in found}
@@ -179,7 +179,7 @@ def _check(steps: Sequence[Step], filters: Filters, by: str | None) -> None:
 
 
 async def _values(
-    store: Queries, rows: str, by: str, parameters: Parameters
+    app: App, store: Queries, rows: str, by: str, parameters: Parameters
 ) -> tuple[str, list[str | None], Parameters]:
     """The number of a row's value among the most frequent ones, those values, and the parameters it needs."""
     value = value_of(by, "by")
@@ -188,6 +188,7 @@ async def _values(
     found = await store.query(
         f"SELECT {key} AS named {rows} GROUP BY named ORDER BY count() DESC, named LIMIT {MAX_VALUES}",
         parameters | value.parameters,
+        app.tenant,
     )
     keys: list[str] = [row["named"] for row in found]
     # An array of none has no type to compare with.

@@ -93,6 +93,7 @@ async def retention(
     found = await store.query(
         f"SELECT begun, count() AS size, [{counts}] AS returned FROM ({people}) WHERE begun != 0 GROUP BY begun",
         parameters,
+        app.tenant,
     )
     rows = {int(row["begun"]).bit_length() - 1: row for row in found}
     cohorts: list[Cohort] = []

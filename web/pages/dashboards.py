@@ -8,6 +8,7 @@ a panel shows.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from litestar import Response, get
@@ -35,13 +36,15 @@ from tenants.snippets import img_tag, pixel_url
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.pages import journeys
-from web.rendering import fragment, go, plain_money, render
-from web.view import View, added_filter, bucket_label, filterable, pairs_of, view_of
+from web.rendering import fragment, go, is_htmx, plain_money, render
+from web.view import View, adding, bucket_label, filterable, pairs_of, view_of
 
 Context = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
 Panel = Callable[[View, Queries, Mapping[str, str]], Awaitable[Context]]
 
+# What is chosen in a panel: which field it is about, in which currency. It stands in the page's address.
+_CHOSEN = ("field", "in")
 # The fields that events can be broken down by beside those of params.
 _COLUMNS = ("event_token", "category", "currency")
 
@@ -114,6 +117,17 @@ async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Conte
     return {"largest": largest, "latest": latest, "currencies": currencies, "currency": currency}
 
 
+def _chosen(asked: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name, asked[name]) for name in _CHOSEN if asked.get(name)]
+
+
+def _own(page: str, pairs: Pairs, open_page: Pairs = ()) -> list[tuple[str, str]]:
+    """The parameters of this page alone; what other panels of the open one were asked for stays."""
+    if page in journeys.PAGES:
+        return journeys.own_of(page, pairs)
+    return _chosen(dict([*open_page, *pairs]))
+
+
 def _currency(asked: Mapping[str, str], currencies: list[str]) -> str:
     """The currency asked for, else the one with most orders; '' when nothing was sold."""
     wanted = asked.get("in", "").upper()
@@ -182,17 +196,11 @@ async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[s
 
 
 async def _page(
-    request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...], kept: Pairs = (), problem: str = "", **more: Any
+    request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...], problem: str = "", **more: Any
 ) -> Response[bytes]:
-    """A page of panels. `kept` is what else its address holds, `problem` what could not be used of that."""
-    view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/")).keeping(kept)
+    """A page of panels; `problem` is what could not be used of its own part of the address."""
     pairs = pairs_of(request)
-    try:
-        filters = added_filter(view, pairs)
-    except InvalidValue as error:
-        filters, problem = None, f"The filter was not added: {error}"
-    if problem:
-        view = msgspec.structs.replace(view, problem=problem)
+    view, filters = adding(view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"), _own(tab, pairs)), pairs)
     if filters is not None:
         return go(view.link(filters))
     store: Queries = request.app.state.event_store
@@ -200,6 +208,8 @@ async def _page(
     panels: dict[str, Markup] = {}
     for name in names if view.whole else ():
         panels[name] = fragment(request, f"app/_{name}.html", **await _panel_context(view, store, name, asked))
+    if problem:
+        view = msgspec.structs.replace(view, problem=problem)
     context: Context = {"app": app, "tab": tab, "view": view, "panels": panels, "whole_address": view.link(whole="1")}
     return await render(request, f"app/{tab or 'events'}.html", **context, **more)
 
@@ -246,8 +256,7 @@ async def rejected_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
 @get("/apps/{app_id:str}/retention")
 async def retention_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """Who comes back."""
-    kept = journeys.retention_parameters(pairs_of(request))
-    return await _page(request, app, "retention", ("retention",), kept, asked={"first": "", "return": "", **dict(kept)})
+    return await _page(request, app, "retention", ("retention",))
 
 
 @get("/apps/{app_id:str}/funnel")
@@ -256,9 +265,8 @@ async def funnel_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     pairs = pairs_of(request)
     form = journeys.read_form(pairs)
     if journeys.was_sent(pairs) and not form.problem:
-        view = view_of(request, app, f"/apps/{app.id}/funnel").keeping(form.pairs())
-        return go(view.link())
-    return await _page(request, app, "funnel", ("funnel",), form.pairs(), form.problem, form=form, units=UNITS)
+        return go(view_of(request, app, f"/apps/{app.id}/funnel", form.pairs()).link())
+    return await _page(request, app, "funnel", ("funnel",), form.problem, form=form, units=UNITS)
 
 
 @get("/apps/{app_id:str}/panels/{name:str}")
@@ -269,11 +277,16 @@ async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Respon
     pairs = pairs_of(request)
     asked = dict(pairs)
     page = asked.get("page", "")
-    view = view_of(request, app, f"/apps/{app.id}/{page}" if page in _PAGES else f"/apps/{app.id}")
-    view = view.keeping(journeys.kept_of(page, pairs))
+    open_page = parse_qsl(request.headers.get("hx-current-url", "").partition("?")[2].partition("#")[0])
+    path = f"/apps/{app.id}/{page}" if page in _PAGES else f"/apps/{app.id}"
+    view = view_of(request, app, path, _own(page, pairs, open_page))
     context = await _panel_context(view, request.app.state.event_store, name, asked)
-    template = "_options" if name in ("fields", "values") else f"_{name}"
-    return await render(request, f"app/{template}.html", **context)
+    if name in ("fields", "values"):
+        return await render(request, "app/_options.html", **context)
+    response = await render(request, f"app/_{name}.html", **context)
+    if is_htmx(request) and _chosen(asked):
+        response.headers["HX-Replace-Url"] = view.link()
+    return response
 
 
 @get("/apps/counts")
@@ -289,7 +302,8 @@ async def limit_used(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
     """How much of the tenant's limit is used."""
     apps = await list_apps(viewer.tenant)
     hour, day = await usage(viewer.tenant, apps, request.app.state.event_store, datetime.now(UTC))
-    return await render(request, "app/_usage.html", tenant=viewer.tenant, hour=hour, day=day)
+    template = "app/_usage.html" if is_htmx(request) else "account/usage.html"
+    return await render(request, template, tab="", tenant=viewer.tenant, hour=hour, day=day)
 
 
 handlers = [

@@ -6,7 +6,7 @@ the whole form and lead to the address of what it then is, with script and witho
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -21,21 +21,24 @@ from web.view import View, bucket_label, filterable, in_words, with_typed
 Pairs = Sequence[tuple[str, str]]
 Context = dict[str, Any]
 
+PAGES = ("retention", "funnel")
 _HEATS = 10
 _PRESSED = re.compile(r"(remove|up|down)-([1-8])")
 _HOW = re.compile(r"step[1-8]\.how")
 _SUGGESTED = 12
 
 
-def retention_parameters(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What a retention page's address says beside period and filters."""
-    given = {name: value.strip() for name, value in pairs if name in ("first", "return") and value.strip()}
-    return list(given.items())
+def own_of(page: str, pairs: Pairs) -> list[tuple[str, str]]:
+    """What the address of one of these pages, or of its panel, says beside period and filters."""
+    if page == "funnel":
+        return read_form(pairs).pairs()
+    given = {name: value.strip() for name, value in pairs}
+    return [(name, given[name]) for name in ("first", "return") if given.get(name)]
 
 
 async def retention_panel(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
     """A row a cohort: its label, its size, and of each interval (share, persons, shade 0 to 10)."""
-    given = dict(view.kept)
+    given = dict(view.own)
     found = await retention(view.app, store, view.period, view.filters, given.get("first"), given.get("return"))
     rows = [(bucket_label(each.start, found.interval), each, _cells(each)) for each in found.cohorts]
     people = sum(cohort.size for cohort in found.cohorts)
@@ -85,7 +88,7 @@ _DEFAULT = (str(DEFAULT_WINDOW[0]), DEFAULT_WINDOW[1])
 
 
 def was_sent(pairs: Pairs) -> bool:
-    """Whether the address is what a form sent, and not one to be kept."""
+    """Whether the address is what a form sent, and not one that a page has."""
     return any(name == "do" or _HOW.fullmatch(name) for name, _ in pairs)
 
 
@@ -143,16 +146,9 @@ def _move(steps: list[Step], what: Literal["remove", "up", "down"] | str, place:
         steps[place], steps[other] = steps[other], steps[place]
 
 
-def kept_of(page: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What the address of this page, or of its panel, says beside period and filters."""
-    if page == "retention":
-        return retention_parameters(pairs)
-    return read_form(list(pairs)).pairs() if page == "funnel" else []
-
-
 async def funnel_panel(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
     """The funnel, or while it has no two steps, event tokens to choose the next one from."""
-    form = read_form(view.kept)
+    form = read_form(view.own)
     if sum(bool(step.event_token) for step in form.steps) < MIN_STEPS:
         known = await tokens(view.app, store, view.period, view.filters, _SUGGESTED)
         return {
@@ -169,4 +165,4 @@ def _chosen(view: View, form: Form, event_token: str) -> str:
     place = next(number for number, step in enumerate(form.steps) if not step.event_token)
     steps = list(form.steps)
     steps[place] = Step(event_token, steps[place].filters)
-    return view.keeping(msgspec.structs.replace(form, steps=tuple(steps)).pairs()).link()
+    return view.with_own(msgspec.structs.replace(form, steps=tuple(steps)).pairs()).link()
