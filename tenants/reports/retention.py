@@ -43,15 +43,15 @@ class Cohort(msgspec.Struct, frozen=True):
 class Retention(msgspec.Struct, frozen=True):
     """A cohort for each interval of the period, empty ones too. `first` and `back` are event tokens, None for any.
 
-    `shares` is of all people of the cohorts that are old enough, 0 to 1, from the interval of the first event on.
-    `running` says that the last interval is not over in the period.
+    `shares` is of all people of the cohorts that are old enough, 0 to 1, from the interval of the first event on; None
+    where none is. `running` says that the last interval is not over in the period, so that its numbers still grow.
     """
 
     interval: Interval
     first: str | None
     back: str | None
     cohorts: list[Cohort]
-    shares: list[float]
+    shares: list[float | None]
     running: bool
 
 
@@ -102,7 +102,8 @@ async def retention(
         size: int = row["size"] if row else 0
         returned: list[int] = list(row["returned"][number:]) if row else [0] * (len(buckets) - number)
         cohorts.append(Cohort(start, size, returned, [share_of(each, size) for each in returned]))
-    return Retention(period.interval, first, back, cohorts, _shares(cohorts), _running(period))
+    running = _running(period)
+    return Retention(period.interval, first, back, cohorts, _shares(cohorts, running), running)
 
 
 def in_intervals(period: Period) -> Period:
@@ -146,11 +147,12 @@ def _interval(period: Period) -> tuple[str, Parameters]:
     return f"{listed}[{at} + 1]", {"slots": slots, "intervals": list(range(len(starts)))}
 
 
-def _shares(cohorts: list[Cohort]) -> list[float]:
-    shares: list[float] = []
+def _shares(cohorts: list[Cohort], running: bool) -> list[float | None]:
+    shares: list[float | None] = []
     for distance in range(len(cohorts)):
-        old = [cohort for cohort in cohorts if distance < len(cohort.returned)]
-        shares.append(share_of(sum(cohort.returned[distance] for cohort in old), sum(cohort.size for cohort in old)))
+        old = [cohort for cohort in cohorts if cohort.size and distance < len(cohort.returned) - running]
+        people = sum(cohort.size for cohort in old)
+        shares.append(share_of(sum(cohort.returned[distance] for cohort in old), people) if people else None)
     return shares
 
 

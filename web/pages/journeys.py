@@ -42,7 +42,7 @@ async def retention_panel(view: View, store: Queries, _asked: Mapping[str, str])
     found = await retention(view.app, store, view.period, view.filters, given.get("first"), given.get("return"))
     rows = [(bucket_label(each.start, found.interval), each, _cells(each)) for each in found.cohorts]
     people = sum(cohort.size for cohort in found.cohorts)
-    every = list(zip(found.shares, map(heat, found.shares), strict=True))
+    every = [(share, heat(share or 0)) for share in found.shares]
     return {"found": found, "rows": rows, "people": people, "every": every}
 
 

@@ -77,6 +77,10 @@ async def test_shares(visited: Shop) -> None:
     assert found.cohorts[3].shares == [0.0]
     # Of all who are old enough: after a day Ann, Bo and Cem, after three days only those of the first day.
     assert found.shares == [1.0, 0.333333, 0.666667, 0.5]
+    # Nobody is three days old; and whoever began in the week that is not over is not even one week old.
+    assert (await ask(visited, "signup", "buy")).shares == [0.5, 0.0, 1.0, None]
+    weeks = await ask(visited, **{"from": "2026-02-23", "to": "2026-03-05", "interval": "week"})
+    assert (weeks.running, weeks.shares) == (True, [None, None])
 
 
 async def test_filters(visited: Shop) -> None:
@@ -108,7 +112,7 @@ async def test_weeks_and_months(shop: Shop) -> None:
     weeks = await ask(shop, **{"from": "2026-03-01", "to": "2026-03-31", "interval": "week"})
     assert [cohort.start.day for cohort in weeks.cohorts] == [1, 2, 9, 16, 23, 30]
     assert table(weeks)[:3] == [(1, [1, 1, 0, 0, 0, 1]), (1, [1, 1, 0, 0, 0]), (0, [0] * 4)]
-    assert weeks.running
+    assert (weeks.running, weeks.shares) == (True, [1.0, 1.0, 0.0, 0.0, 0.0, None])
     months = await ask(shop, **{"from": "2026-03-01", "to": "2026-04-30", "interval": "month"})
     assert table(months) == [(2, [2, 1]), (0, [0])]
     assert not months.running
