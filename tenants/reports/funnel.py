@@ -210,29 +210,32 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
     )
     # Most people have not even an event of the second step: nothing has to be looked for in theirs. The 0 in front is
     # what is carried on as long as there is no attempt.
-    query = f"SELECT begun, if(further, arrayCompact(arraySort(listed)), []) AS sorted FROM ({query})"
-    query = f"SELECT begun, arrayPushFront(sorted, toUInt64(0)) AS events FROM ({query})"
+    sorted_events = "arrayPushFront(if(further, arrayCompact(arraySort(listed)), []), toUInt64(0))"
+    query = f"SELECT begun, {sorted_events} AS events FROM ({query})"
     query = (
         f"SELECT begun, events, arrayMap(e -> bitAnd(intDiv(e, {_VALUES}), {2**MAX_STEPS - 1}), events) AS are, "
-        f"arrayMap(e -> intDiv(e, {_TIME}), events) AS at, arrayFill((e, is) -> bitTest(is, 0), events, are) AS start0 "
-        f"FROM ({query})"
+        f"arrayMap(e -> intDiv(e, {_TIME}), events) AS at FROM ({query})"
     )
     most = int(window / timedelta(milliseconds=1))
+    starts = ["arrayFill((e, is) -> bitTest(is, 0), events, are) AS start0"]
     for step in steps[1:]:
         # The attempts as they were before each event: it takes none further that it began itself.
-        query = f"SELECT *, arrayPushFront(arrayPopBack(start{step - 1}), toUInt64(0)) AS before{step} FROM ({query})"
-        query = (
-            f"SELECT *, arrayFill((e, is, t) -> bitTest(is, {step}) AND e > 0 AND t - intDiv(e, {_TIME}) <= {most}, "
-            f"before{step}, are, at) AS start{step} FROM ({query})"
+        before = f"arrayPushFront(arrayPopBack(start{step - 1}), toUInt64(0))"
+        starts.append(
+            f"arrayFill((e, is, t) -> bitTest(is, {step}) AND e > 0 AND t - intDiv(e, {_TIME}) <= {most}, "
+            f"{before}, are, at) AS start{step}"
         )
+    query = _in_turn(starts, query)
     level = " + ".join(["1", *(f"(start{step}[-1] > 0)" for step in steps[1:])])
     furthest = ", ".join(f"start{step}[-1] > 0, arrayFirst(e -> e > 0, start{step})" for step in reversed(steps[1:]))
     query = f"SELECT events, are, {level} AS level, multiIf({furthest}, begun) AS event0 FROM ({query})"
-    for step in steps[1:]:
-        query = (
-            f"SELECT *, arrayFirst((e, is) -> e > event{step - 1} AND bitTest(is, {step}), events, are) AS event{step} "
-            f"FROM ({query})"
-        )
+    # The event before is handed over as a list: what a lambda names itself is computed again for each element.
+    nexts = [
+        f"arrayFirst((e, is, after) -> e > after AND bitTest(is, {step}), events, are, "
+        f"arrayWithConstant(length(events), event{step - 1})) AS event{step}"
+        for step in steps[1:]
+    ]
+    query = _in_turn(nexts, query)
     part = f"arrayJoin([bitAnd(event0, {_VALUES - 1}), {_ALL}])" if parts else "0"
     columns = [f"{part} AS part", "count() AS persons_0"]
     for step in steps[1:]:
@@ -240,6 +243,17 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
         columns.append(f"countIf(level > {step}) AS persons_{step}")
         columns.append(f"quantileExactIf(0.5)({took}, level > {step}) AS median_{step}")
     return f"SELECT {', '.join(columns)} FROM ({query}) GROUP BY part"
+
+
+def _in_turn(expressions: Sequence[str], query: str) -> str:
+    """The query with further columns, each made of the one before it.
+
+    One by one, since the engine copies what a name stands for, and with few queries in each other: it takes most of a
+    small funnel's time to understand how a large one is asked for.
+    """
+    for expression in expressions:
+        query = f"SELECT *, {expression} FROM ({query})"
+    return query
 
 
 def _reached(steps: Sequence[Step], row: dict[str, Any] | None) -> list[Reached]:
