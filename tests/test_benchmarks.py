@@ -76,6 +76,13 @@ FIGURES = """
     steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, p99.9
     steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, of which the sender was late (p99)
     steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, a reload (p50)
+    20,000 events, persons counted twice, 30 days, p95
+    20,000 events, retention by day, 30 days, p95
+    20,000 events, retention by week, 90 days, p95
+    20,000 events, retention after a signup by week, 90 days, p95
+    20,000 events, funnel of 3 steps, 30 days, p95
+    20,000 events, funnel with a filter and by a field, 30 days, p95
+    20,000 events, funnel of 3 steps, 90 days, p95
     digest alone
     digest alone, from the start until 60,000 hits are digested
     digest alone, memory (Rss)

@@ -15,6 +15,8 @@ from typing import Any
 COLUMNS = ("category", "event_token", "currency")
 
 ONE_APP = "app_id = {app:UUID}"
+# All zeros is nobody: a hit that came without anything to tell whose it is.
+SOMEBODY = "person_id != toUUID('00000000-0000-0000-0000-000000000000')"
 
 
 def person_of(apps: str = ONE_APP) -> str:
@@ -30,10 +32,8 @@ def person_of(apps: str = ONE_APP) -> str:
 
 
 def persons_if(condition: str, apps: str = ONE_APP) -> str:
-    """How many persons there are in rows with this condition, exactly. All zeros is nobody."""
-    return (
-        f"uniqExactIf({person_of(apps)}, {condition} AND person_id != toUUID('00000000-0000-0000-0000-000000000000'))"
-    )
+    """How many persons there are in rows with this condition, exactly."""
+    return f"uniqExactIf({person_of(apps)}, {condition} AND {SOMEBODY})"
 
 
 PERSON = person_of()
