@@ -89,6 +89,14 @@ FIGURES = """
     digest alone, event_id on half of the hits
     digest alone, event_id on half of the hits, from the start until 60,000 hits are digested
     digest alone, event_id on half of the hits, memory (Rss)
+    digest alone, e-mail on half of the hits
+    digest alone, e-mail on half of the hits, slower than without by
+    digest alone, e-mail on half of the hits, from the start until 60,000 hits are digested
+    digest alone, e-mail on half of the hits, memory (Rss)
+    digest alone, new e-mail on half of the hits
+    digest alone, new e-mail on half of the hits, slower than without by
+    digest alone, new e-mail on half of the hits, from the start until 60,000 hits are digested
+    digest alone, new e-mail on half of the hits, memory (Rss)
 """
 
 
