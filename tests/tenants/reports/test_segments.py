@@ -1,9 +1,10 @@
 """Segments: what an address says, and which people they are."""
 
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
-from stored_hits import Shop
+from stored_hits import NOW, Shop
 
 from tenants.errors import InvalidValue
 from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is, Segment, segment_of
@@ -31,13 +32,21 @@ async def _who_of(shop: Shop, pairs: Pairs) -> str:
 @pytest.fixture
 async def told(shop: Shop, other: Shop) -> Shop:
     """What five people did; eve turned out to be ann."""
+    minutes = 10
     for person, plan, amounts in (
         (ANN, "pro", [2_000]),
         (BOB, "team", [3_000, 100, -600]),
         (CLEO, "pro", []),
         (EVE, "start", [501]),
     ):
-        shop.hit("signup", person=person, identified=True, params={"plan": plan, "tags": [plan, "x"]})
+        minutes -= 1
+        shop.hit(
+            "signup",
+            NOW - timedelta(minutes=minutes),
+            person=person,
+            identified=True,
+            params={"plan": plan, "tags": [plan, "x"]},
+        )
         for amount in amounts:
             shop.hit("purchase", person=person, identified=True, amount=amount)
     shop.hit("signup", person=DAN, params={"plan": "pro"})  # nobody knows who that is
@@ -47,7 +56,7 @@ async def told(shop: Shop, other: Shop) -> Shop:
     other.hit("purchase", person=CLEO, identified=True, amount=9_999, params={"plan": "pro"})
     await shop.store()
     await other.store()
-    await shop.merge(EVE, ANN)
+    await shop.merge_events(EVE, ANN)
     return shop
 
 
