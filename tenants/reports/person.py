@@ -42,6 +42,18 @@ class Person(msgspec.Struct, frozen=True):
     properties: list[Property]
 
 
+def person_id_of(text: str) -> UUID:
+    """The person's id in an address. Raises NotFound for what is none."""
+    try:
+        id = UUID(text)
+    except ValueError:
+        raise NotFound from None
+    # Python reads braces and missing hyphens too; a person has one address.
+    if str(id) != text:
+        raise NotFound
+    return id
+
+
 async def person(app: App, store: Queries, id: UUID) -> Person:
     """The person with this id, or the one whom they turned out to be. Raises NotFound when there is neither."""
     (survivor,) = (await survivors(app, [id])).values()

@@ -101,7 +101,7 @@ async def test_of_two_values_the_later_received_counts(shop: Shop) -> None:
         ([], []),
         ([("did", ""), ("revenue.EUR", ""), ("person.plan", ""), ("email", "x"), ("revenue", "5")], []),
         ([("did", "a"), ("did", "a"), ("did.1", "a")], [Did("a")]),
-        ([("did.3", "a.b"), ("did", "a.b")], [Did("a.b", 3), Did("a.b")]),
+        ([("did.3", "a.b"), ("did", "a.b")], [Did("a.b"), Did("a.b", 3)]),
         ([("revenue.eur", "0")], [Earned("EUR", 0)]),
         ([("person.a.b", "x"), ("person.a.b", "y")], [Is("person.a.b", "x"), Is("person.a.b", "y")]),
         ([("person.a!.", "x")], [Is("person.a!", "x")]),
