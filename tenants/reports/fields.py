@@ -46,6 +46,7 @@ async def fields(app: App, store: Queries, period: Period, filters: Filters) -> 
         f"FROM (SELECT params {rows_of(period.start, period.end)}{where} "
         f"ORDER BY received_at DESC LIMIT {_LOOKED_AT}) GROUP BY path ORDER BY events DESC, path LIMIT {_FIELDS + 1}",
         {"app": str(app.id), **parameters},
+        app.tenant,
     )
     found, persons = await asyncio.gather(of_events, properties)
     looked_at = next((row["events"] for row in found if not row["path"]), 0)
@@ -66,6 +67,7 @@ async def properties_of_people(app: App, store: Queries) -> list[str]:
         f"SELECT field FROM person_properties WHERE {ONE_APP} GROUP BY field "
         f"ORDER BY count() DESC, field LIMIT {_FIELDS}",
         {"app": str(app.id)},
+        app.tenant,
     )
     listed: list[str] = []
     for row in found:

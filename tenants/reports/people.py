@@ -115,6 +115,7 @@ async def _with_text(app: App, store: Queries, text: str, exactly: bool) -> set[
         f"(SELECT field, person_id FROM person_properties WHERE {ONE_APP} AND {contains} LIMIT {_FOUND}) "
         f"GROUP BY field, person_id) WHERE {contains}",
         {"app": str(app.id), "text": text},
+        app.tenant,
     )
     return found | {row["person_id"] for row in rows}
 
@@ -123,7 +124,9 @@ async def _page(app: App, store: Queries, asked: _Asked, properties: bool) -> Pe
     shown: list[tuple[int, _Details]] = []
     after = None
     for each in _tries(asked):
-        found = await store.query(f"{each.query} LIMIT {{most:UInt32}}", asked.parameters | {"most": each.most})
+        found = await store.query(
+            f"{each.query} LIMIT {{most:UInt32}}", asked.parameters | {"most": each.most}, app.tenant
+        )
         details = await _details(app, store, [row["who"] for row in found])
         shown = [(row["key"], details[row["who"]]) for row in found if row["who"] in details]
         if len(shown) > asked.limit:
@@ -202,6 +205,7 @@ async def _details(app: App, store: Queries, who: Sequence[int]) -> dict[int, _D
         f"toUnixTimestamp64Milli(max(received_at)) AS last, count() AS events FROM events "
         f"WHERE {ONE_APP} AND {PERSON} IN {{who:Array(UInt64)}} GROUP BY person_id, who",
         {"app": str(app.id), "who": list(who)},
+        app.tenant,
     )
     of = await known(app, [row["person_id"] for row in rows])
     found: dict[int, _Details] = {}
@@ -226,6 +230,7 @@ async def _revenue(app: App, store: Queries, persons: Sequence[_Details]) -> dic
         f"WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}} AND currency != '' "
         "GROUP BY person_id, currency ORDER BY currency",
         {"app": str(app.id), "persons": [str(id) for id in owner]},
+        app.tenant,
     )
     found: dict[UUID, dict[str, int]] = {}
     for row in rows:
@@ -261,6 +266,7 @@ async def properties(app: App, store: Queries, persons: Sequence[Known]) -> dict
         "toUnixTimestamp64Milli(max(received_at)) AS at FROM person_properties "
         f"WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}} GROUP BY field, person_id ORDER BY field, newest",
         {"app": str(app.id), "persons": [str(id) for id in owner]},
+        app.tenant,
     )
     found: dict[UUID, dict[str, Property]] = {}
     for row in rows:

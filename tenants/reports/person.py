@@ -78,6 +78,7 @@ async def _events(
         f"countIf(amount > 0) AS orders FROM events WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}} "
         "GROUP BY currency ORDER BY orders DESC, currency",
         {"app": str(app.id), "persons": [str(id) for id in ids]},
+        app.tenant,
     )
     if not rows:
         return None, []
