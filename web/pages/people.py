@@ -19,7 +19,6 @@ from tenants.reports.segments import Condition, Did, Earned, Is, Segment, did, e
 from tenants.tables import App
 from tenants.typed_money import read_money
 from web.guards import AnyRequest, OurApp, Viewer
-from web.pages.live import pretty
 from web.rendering import go, money, render
 
 SORTS: dict[Sort, str] = {
@@ -169,7 +168,6 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
         orders=[_shown(row) for row in orders.rows],
         more_orders=orders.next is not None,
         cursor=cursor,
-        pretty=pretty,
     )
 
 
