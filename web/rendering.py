@@ -113,7 +113,8 @@ def _common(request: AnyRequest) -> dict[str, Any]:
 
 def fragment(request: AnyRequest, template: str, **context: Any) -> Markup:
     """A part of a page, to be placed in another template."""
-    return Markup(templates.get_template(template).render({**_common(request), **context}))  # noqa: S704 (autoescaped)
+    common = {**_common(request), "me": request.state.get("me")}
+    return Markup(templates.get_template(template).render({**common, **context}))  # noqa: S704 (autoescaped)
 
 
 async def render(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:

@@ -123,8 +123,8 @@ async def test_a_person_has_a_page(owner: httpx.AsyncClient, told: App) -> None:
     for shown in (
         "ann@example.org",
         "4711",
-        "30.00 EUR",
-        "32.00 EUR",
+        "<dd>30.00</dd>",
+        "32.00 less 2.00 refunded",
         "Was another person, too",
         str(EVE),
         "since",
@@ -137,7 +137,7 @@ async def test_a_person_has_a_page(owner: httpx.AsyncClient, told: App) -> None:
     assert (merged.status_code, merged.headers["location"]) == (303, f"/apps/{told.id}/people/{ANN}")
     visitor = (await owner.get(f"/apps/{told.id}/people/{VISITOR}")).text
     assert "Anonymous visitor" in visitor
-    assert "9.00 EUR" in visitor
+    assert "<dd>9.00</dd>" in visitor
     hostile = (await owner.get(f"/apps/{told.id}/people/{BOB}")).text
     assert ESCAPED in hostile
     assert "<script>alert" not in hostile
@@ -171,6 +171,7 @@ async def test_addresses_are_masked_for_viewers(
 ) -> None:
     await know(told, BOB, email="bob@example.org")
     await did(event_store, told, BOB, "signup", email="bob@example.org", contact="bob@example.org")
+    await did(event_store, told, BOB, "signup", email="only@example.org")
     for tail in ("/people", f"/people/{BOB}", "/live", "/export?format=csv"):
         address = f"/apps/{told.id}{tail}"
         for whole in (owner, member):
@@ -180,6 +181,9 @@ async def test_addresses_are_masked_for_viewers(
         assert "bob@example.org" not in seen
         assert "bob%40" not in seen
     # Nor are they found out letter by letter.
+    for text, anybody in (("bob@ex", owner), ("contact", viewer)):
+        assert "<article" in (await anybody.get(f"/apps/{told.id}/live?text={text}")).text
+    assert "<article" not in (await viewer.get(f"/apps/{told.id}/live?text=only@ex")).text
     people = f"/apps/{told.id}/people"
     assert names(await owner.get(f"{people}?search=ann@")) == ["ann"]
     assert names(await viewer.get(f"{people}?search=ann@")) == []
