@@ -90,28 +90,43 @@ async def _measure(store: EventStore, app_id: UUID, events: int, before: int, ru
 
 async def _fill(store: EventStore, app_id: UUID, events: int) -> None:
     end = int(time.time()) * 1000
-    names = ", ".join(name for name, _ in EVENT_COLUMNS)
     apps = [(app_id, events // 5)] + [(UUID(int=number + 1), events // 10) for number in range(_NEIGHBOURS)]
     for number, (owner, count) in enumerate(apps):
-        for first in range(0, count, _CHUNK):
-            values = {
-                "seed": events + number,
-                "app": number,
-                "app_id": owner,
-                "persons": max(1, count // 5),
-                "end": end,
-                "days": _DAYS,
-                "count": count,
-                "first": first,
-                "rows": min(_CHUNK, count - first),
-            }
-            await store.change(f"INSERT INTO events ({names}) {_ROWS.format(**values)}")
+        await fill_app(store, owner, count, max(1, count // 5), _DAYS, seed=events + number)
     await store.change(
         "INSERT INTO traffic SELECT {app:UUID}, toDateTime({end:UInt32}) - number * 60, 20, 1, 1, number % 97 = 0 "
         f"FROM numbers({_DAYS * 1440})",
         {"app": str(app_id), "end": end // 60_000 * 60},
     )
     await merged(store)
+
+
+async def fill_app(store: EventStore, owner: UUID, count: int, persons: int, days: int, seed: int) -> None:
+    """Events of one app, until now; three quarters of `persons` are drawn."""
+    names = ", ".join(name for name, _ in EVENT_COLUMNS)
+    end = int(time.time()) * 1000
+    for first in range(0, count, _CHUNK):
+        rows = _ROWS.format(
+            seed=seed,
+            app=owner.int % 2**32,
+            app_id=owner,
+            persons=persons,
+            end=end,
+            days=days,
+            count=count,
+            first=first,
+            rows=min(_CHUNK, count - first),
+        )
+        await store.change(f"INSERT INTO events ({names}) {rows}")
+
+
+async def merged(store: EventStore) -> None:
+    """As on a server that has been up for a while: small parts have become large ones."""
+    until = time.monotonic() + _MERGED_SECONDS
+    while (await store.query("SELECT count() AS running FROM system.merges"))[0]["running"]:
+        if time.monotonic() > until:
+            break
+        await asyncio.sleep(1)
 
 
 async def _panels(app: App, store: EventStore, runs: int) -> Measured:
@@ -137,15 +152,15 @@ async def _panels(app: App, store: EventStore, runs: int) -> Measured:
         "limited": lambda: limited_minutes(app, store, period),
         "rejected": lambda: rejected(app, store, period),
     }
-    panels = {name: await times(panel, runs) for name, panel in (events | sales | others).items()}
+    panels = {name: await times_of(panel, runs) for name, panel in (events | sales | others).items()}
 
     async def page(of: Mapping[str, Callable[[], Awaitable[Any]]]) -> None:
         await asyncio.gather(*(panel() for panel in of.values()))
 
-    return Measured(panels, await times(lambda: page(events), runs), await times(lambda: page(sales), runs))
+    return Measured(panels, await times_of(lambda: page(events), runs), await times_of(lambda: page(sales), runs))
 
 
-async def times(work: Callable[[], Awaitable[Any]], runs: int) -> list[float]:
+async def times_of(work: Callable[[], Awaitable[Any]], runs: int) -> list[float]:
     """In ms, sorted; the first one, which reads from the disk, is not counted."""
     taken: list[float] = []
     for _ in range(runs + 1):
@@ -153,15 +168,6 @@ async def times(work: Callable[[], Awaitable[Any]], runs: int) -> list[float]:
         await work()
         taken.append(1000 * (time.perf_counter() - began))
     return sorted(taken[1:])
-
-
-async def merged(store: EventStore) -> None:
-    """Wait for a while until the store is as on a server that has been up: small parts have become large ones."""
-    until = time.monotonic() + _MERGED_SECONDS
-    while (await store.query("SELECT count() AS running FROM system.merges"))[0]["running"]:
-        if time.monotonic() > until:
-            break
-        await asyncio.sleep(1)
 
 
 class Reloading:

@@ -53,12 +53,16 @@ class Plan:
     dashboard_runs: int
     # Events of one app and its people, whose list is measured, as often.
     people: tuple[int, int]
+    # Events of the app whose retention and funnels are measured; a tenth as many people.
+    journey_events: int
     # How long to wait for other work on the machine to end before a measurement; 0 takes the machine as it is.
     calm_seconds: float
 
 
-FULL = Plan(10, 60, 20, 10.0, 1_000_000, (1_000_000, 10_000_000, 50_000_000), 40, (10_000_000, 1_000_000), 120.0)
-QUICK = Plan(1, 3, 2, 0.5, 60_000, (20_000,), 2, (20_000, 2_000), 0.0)
+FULL = Plan(
+    10, 60, 20, 10.0, 1_000_000, (1_000_000, 10_000_000, 50_000_000), 40, (10_000_000, 1_000_000), 10_000_000, 120.0
+)
+QUICK = Plan(1, 3, 2, 0.5, 60_000, (20_000,), 2, (20_000, 2_000), 20_000, 0.0)
 # The size for which there are goals; hits are taken beside its dashboards.
 _GOAL_EVENTS = 10_000_000
 _LOAD_SECONDS = 1_800.0
@@ -441,6 +445,26 @@ def _beside_dashboards(bench: Bench, data_dir: Path, events: int) -> None:
     bench.add(f"{what}, a reload (p50)", percentile(times, 0.5), "ms")
 
 
+def journeys(bench: Bench) -> None:
+    """Retention and funnels of an app with a million people."""
+    data_dir = bench.fresh()
+    try:
+        (data_dir / "tmp").mkdir(exist_ok=True)
+        with onepx("serve", data_dir) as running:
+            running.wait_for_hit(bench.hit)  # it makes the tables
+        events = bench.plan.journey_events
+        numbers = map(str, (events, bench.plan.dashboard_runs))
+        command = [sys.executable, "-m", "benchmarks.journeys", str(data_dir), str(UUID(bytes=bench.app_id)), *numbers]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=_LOAD_SECONDS, check=False)
+    finally:
+        shutil.rmtree(data_dir)
+    if done.returncode != 0:
+        raise Failed(f"journeys failed: {done.stderr.decode()[-2000:]}")
+    for name, times in msgspec.json.decode(done.stdout, type=dict[str, list[float]]).items():
+        goal = 300.0 if events == _GOAL_EVENTS else None
+        bench.add(f"{events:,} events, {name}, p95", percentile(array("d", times), 0.95), "ms", goal=goal)
+
+
 PARTS: dict[str, list[Callable[[Bench], None]]] = {
     "nginx": [partial(ceiling, connections=count) for count in CONNECTION_COUNTS],
     "accepts": [partial(accepts, connections=count) for count in CONNECTION_COUNTS],
@@ -449,6 +473,7 @@ PARTS: dict[str, list[Callable[[Bench], None]]] = {
     "idle": [idle],
     "dashboards": [dashboards],
     "people": [people],
+    "retention": [journeys],
     "digest": [partial(digest, ids=ids) for ids in (False, True)],
 }
 

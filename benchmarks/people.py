@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from benchmarks.dashboards import merged, times
+from benchmarks.dashboards import merged, times_of
 from server.database import Database
 from server.event_store import EventStore
 from tenants import bulk
@@ -74,7 +74,7 @@ async def _measure(
     try:
         await _fill(store, app, events, count)
         ids = await _know(store, app)
-        return {name: await times(work, runs) for name, work in _questions(app, store, ids).items()}
+        return {name: await times_of(work, runs) for name, work in _questions(app, store, ids).items()}
     finally:
         await database.close()
 

@@ -277,7 +277,14 @@ class EventStore:
 
         def send(client: Client) -> None:
             names = [name for name, _ in COLUMNS[table]]
-            settings = {"insert_deduplicate": 1, "insert_deduplication_token": token, "async_insert": 0}
+            settings = {
+                "insert_deduplicate": 1,
+                "insert_deduplication_token": token,
+                "async_insert": 0,
+                # For the view that collects properties: texts that look like times stay as they are.
+                "input_format_try_infer_dates": 0,
+                "input_format_try_infer_datetimes": 0,
+            }
             if self.embedded:
                 # Read by the engine itself: the client's own way would copy the file once more.
                 options = ", ".join(f"{name} = '{value}'" for name, value in settings.items() if name != "async_insert")

@@ -63,10 +63,10 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
 class Person:
     """Its identifiers' kinds, a bit each, and how many there are; `merged_into` is a person.
 
-    `todo` and `merged_at` are for the event store: people.py.
+    `todo` and `found_at` are for the event store: people.py.
     """
 
-    __slots__ = ("kinds", "known_at", "merged_at", "merged_into", "size", "todo", "was_merged_into")
+    __slots__ = ("found_at", "kinds", "known_at", "merged_into", "size", "todo", "was_merged_into")
 
     def __init__(self, kinds: int = 0, size: int = 0, known_at: int = 0, merged_into: bytes | None = None) -> None:
         self.kinds = kinds
@@ -75,7 +75,7 @@ class Person:
         self.merged_into = merged_into
         # As written down.
         self.was_merged_into: bytes | None = None
-        self.merged_at = self.todo = 0
+        self.found_at = self.todo = 0
 
     def state(self) -> tuple[int, int, int, bytes | None]:
         """What placing changes."""

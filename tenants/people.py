@@ -42,7 +42,7 @@ WINDOW_MS = 2_000
 # what they did before anything was known of them; to give their events to the one they are.
 TELL, COLLECT, REWRITE = 1, 2, 4
 
-_PERSON_COLUMNS = ("key", "kinds", "size", "known_at", "merged_into", "merged_at", "todo", "revision")
+_PERSON_COLUMNS = ("key", "kinds", "size", "known_at", "merged_into", "found_at", "todo", "revision")
 # Some 200 bytes each: 60 MB.
 _REMEMBERED = 300_000
 
@@ -321,10 +321,10 @@ async def _load(apps: dict[bytes, Persons], placing: list[Sighting], undone: lis
     while wanted := {key for key in wanted if key[16:] not in apps[key[:16]].persons}:
         found = await bulk.find(tables.Person, _PERSON_COLUMNS, "key", list(wanted))
         wanted = set[bytes]()
-        for key, kinds, size, known_at, merged_into, merged_at, todo, _ in found:
+        for key, kinds, size, known_at, merged_into, found_at, todo, _ in found:
             into = merged_into and merged_into[16:]
             person = apps[key[:16]].persons[key[16:]] = Person(kinds, size, known_at, into)
-            person.was_merged_into, person.merged_at, person.todo = into, merged_at, todo
+            person.was_merged_into, person.found_at, person.todo = into, found_at, todo
             if merged_into is not None:
                 wanted.add(merged_into)
 
@@ -340,15 +340,16 @@ async def _write(apps: dict[bytes, Persons], revisions: dict[bytes, int], now_ms
                 if person.merged_into is not None:
                     # Of an anonymous visitor nothing was collected yet.
                     person.todo |= TELL | REWRITE | (0 if person.kinds else COLLECT)
-                    person.merged_at = now_ms
                 else:
                     person.todo = person.todo & ~REWRITE | TELL
+                person.found_at = now_ms
                 merged.append(app + key)
             if key in known.began_as_visitors:
                 person.todo |= COLLECT
+                person.found_at = now_ms
             kinds, size, known_at, merged_into = person.state()
             into = merged_into and app + merged_into
-            persons.append((app + key, kinds, size, known_at, into, person.merged_at, person.todo, revisions[app]))
+            persons.append((app + key, kinds, size, known_at, into, person.found_at, person.todo, revisions[app]))
     await bulk.put(tables.Person, _PERSON_COLUMNS, persons)
     # Those who were merged into one who is now merged elsewhere, as far as their events are still their own.
     again = [(revisions[key[:16]], key) for others in (await merged_with(merged)).values() for key in others]

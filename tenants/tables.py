@@ -182,9 +182,9 @@ class Person(Table):
     """Somebody of whom an identifier is known, or who turned out to be somebody else; not an anonymous visitor.
 
     `key` is app id and person id. `kinds` are those of its identifiers, a bit each, `size` is how many there are,
-    `known_at` when the first one came, in ms. `merged_into` is the key of the person that this one was all along,
-    found out at `merged_at` (ms). `todo`: what the event store has yet to do about it, bits of people.py; `revision`:
-    when that was last changed.
+    `known_at` when the first one came, in ms. `merged_into` is the key of the person that this one was all along.
+    `todo`: what the event store has yet to do about it, bits of people.py; it was found out at `found_at` (ms), in that
+    `revision`.
     """
 
     key = Bytea(primary_key=True, default=None)
@@ -192,7 +192,7 @@ class Person(Table):
     size = Integer(default=0)
     known_at = BigInt(default=0)
     merged_into = Bytea(null=True, default=None, index=True)
-    merged_at = BigInt(default=0)
+    found_at = BigInt(default=0)
     todo = Integer(default=0)
     revision = BigInt(default=0)
 

@@ -87,6 +87,13 @@ FIGURES = """
     2,000 people of 20,000 events, found by e-mail address, p95
     2,000 people of 20,000 events, found by a property, p95
     2,000 people of 20,000 events, page of one, p95
+    20,000 events, persons counted twice, 30 days, p95
+    20,000 events, retention by day, 30 days, p95
+    20,000 events, retention by week, 90 days, p95
+    20,000 events, retention after a signup by week, 90 days, p95
+    20,000 events, funnel of 3 steps, 30 days, p95
+    20,000 events, funnel with a filter and by a field, 30 days, p95
+    20,000 events, funnel of 3 steps, 90 days, p95
     digest alone
     digest alone, from the start until 60,000 hits are digested
     digest alone, memory (Rss)

@@ -61,6 +61,19 @@ def percent(part: float, digits: int = 1) -> str:
     return f"{part * 100:.{digits}f}\u202f%"
 
 
+def duration(seconds: float) -> str:
+    """A length of time as `340 ms`, `12.4 s`, `5 min 20 s`, `3 h 5 min`, `2 d 4 h`: in the two largest units."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}\u202fms"
+    if seconds < 60:
+        return f"{seconds:.1f}".removesuffix(".0") + "\u202fs"
+    for large, size, small, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            whole, rest = divmod(int(seconds), size)
+            return f"{whole:,}\u202f{large}" + (f" {rest // part}\u202f{small}" if rest // part else "")
+    raise ValueError(seconds)
+
+
 def moment(value: datetime, timezone: str = "UTC", seconds: bool = False) -> Markup:
     """A time as `24 Nov 2026, 14:03` in the zone; UTC on hover."""
     local = value.astimezone(ZoneInfo(timezone))
@@ -96,6 +109,7 @@ templates = Environment(
 _filters = cast("dict[str, Any]", templates.filters)
 _filters.update(number=number, money=money, plain_money=plain_money, percent=percent, moment=moment, ago=ago)
 _filters.update(masking.FILTERS)
+_filters.update(duration=duration)
 
 
 def is_htmx(request: AnyRequest) -> bool:

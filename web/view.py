@@ -6,7 +6,7 @@ So a link, the back button and a reload all mean the same. Addresses are built h
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
@@ -26,6 +26,7 @@ PERIODS: dict[Name, str] = {
     "custom": "Chosen days",
 }
 _EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}
+_NO_HOURS = ("hour", "retention")
 
 
 class View(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ class View(msgspec.Struct, frozen=True):
     own: tuple[tuple[str, str], ...] = ()
 
     def query(self, filters: Filters | None = None, **more: str) -> str:
-        """Parameters that ask for this view, with other filters or more parameters; '' for the default view."""
+        """Period and filters, as other pages take them too, or other filters, and more; '' for the default view."""
         period = self.period.query()
         if period == {"period": "30d"}:
             period = {}
@@ -53,8 +54,15 @@ class View(msgspec.Struct, frozen=True):
 
     def link(self, filters: Filters | None = None, **more: str) -> str:
         """The address of this page, with other filters or more parameters."""
-        query = self.query(filters, **dict(self.own), **more)
+        query = self._own_query(filters, more)
         return f"{self.path}?{query}" if query else self.path
+
+    def _own_query(self, filters: Filters | None, more: dict[str, str]) -> str:
+        return "&".join(part for part in (self.query(filters), urlencode([*self.own, *more.items()])) if part)
+
+    def with_own(self, own: Sequence[tuple[str, str]]) -> "View":
+        """The same view with other parameters of the page's own."""
+        return msgspec.structs.replace(self, own=tuple(own))
 
     def only(self, field: str, value: str | None) -> str:
         """The address of this page with one more filter."""
@@ -62,7 +70,7 @@ class View(msgspec.Struct, frozen=True):
 
     def panel(self, name: str, **more: str) -> str:
         """The address of a panel of this view."""
-        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **dict(self.own), **more)}"
+        return f"/apps/{self.app.id}/panels/{name}?{self._own_query(None, more)}"
 
     def chips(self) -> list[tuple[str, str]]:
         """Each filter in words, and the address of this page without it."""
@@ -78,8 +86,20 @@ class View(msgspec.Struct, frozen=True):
 
     @property
     def intervals(self) -> list[tuple[str, str]]:
-        """What the menu of intervals offers; '' leaves it to us."""
-        return [("", "automatic"), *((name, _EVERY[name]) for name in INTERVALS)]
+        """What the menu of intervals offers; '' leaves it to us. Empty where nothing is divided."""
+        if self.page == "funnel":
+            return []
+        return [("", "automatic"), *((name, _EVERY[name]) for name in INTERVALS if (name, self.page) != _NO_HOURS)]
+
+    @property
+    def page(self) -> str:
+        """The last part of the page's address: `revenue`; the app's id for its first page."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def compares(self) -> bool:
+        """Whether the page shows the period before, too."""
+        return self.page not in ("retention", "funnel")
 
     @property
     def span(self) -> str:
@@ -96,9 +116,14 @@ class View(msgspec.Struct, frozen=True):
         return [bucket_label(at, self.period.interval) for at in self.period.buckets]
 
 
-def view_of(request: AnyRequest, app: App, path: str, own: tuple[tuple[str, str], ...] = ()) -> View:
+def pairs_of(request: AnyRequest) -> list[tuple[str, str]]:
+    """The parameters of the address in their order, which Litestar's own list does not keep."""
+    return parse_qsl(request.url.query, keep_blank_values=True)
+
+
+def view_of(request: AnyRequest, app: App, path: str, own: Sequence[tuple[str, str]] = ()) -> View:
     """The view an address asks for; what cannot be used is left out, and said in `problem`."""
-    pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
+    pairs = pairs_of(request)
     problem = ""
     try:
         filters = filters_of(pairs)
@@ -110,7 +135,7 @@ def view_of(request: AnyRequest, app: App, path: str, own: tuple[tuple[str, str]
         period = period_of(values, app.timezone, now)
     except InvalidValue as error:
         period, problem = period_of({}, app.timezone, now), f"This shows the last 30 days. {error}"
-    return View(app, period, filters, path, values.get("whole") == "1", problem, own)
+    return View(app, period, filters, path, values.get("whole") == "1", problem, tuple(own))
 
 
 def adding(view: View, pairs: Sequence[tuple[str, str]]) -> tuple[View, Filters | None]:
@@ -127,14 +152,17 @@ def added_filter(view: View, pairs: Sequence[tuple[str, str]]) -> Filters | None
     field = values.get("add_field", "").strip()
     if not field:
         return None
-    field = filterable(field)
-    how = values.get("add_how", "is")
+    return with_typed(view.filters, field, values.get("add_how", "is"), values.get("add_value", ""))
+
+
+def with_typed(filters: Filters, field: str, how: str, value: str) -> Filters:
+    """These filters and the one that a form's three fields say. Raises InvalidValue."""
+    field, value = filterable(field), value.strip()
     negated = how.endswith("not")
     if how.startswith("sent"):
-        return view.filters.with_(field, None, negated=not negated)
-    value = values.get("add_value", "").strip()
+        return filters.with_(field, None, negated=not negated)
     # Through the address's own rules: what a link may not hold cannot be added either.
-    return filters_of([*view.filters.pairs(), *Filters((Condition(field, value, negated),)).pairs()])
+    return filters_of([*filters.pairs(), *Filters((Condition(field, value, negated),)).pairs()])
 
 
 def filterable(typed: str) -> str:

@@ -259,8 +259,8 @@ async def forwards():
     manager.add_column(
         table_class_name="Person",
         tablename="person",
-        column_name="merged_at",
-        db_column_name="merged_at",
+        column_name="found_at",
+        db_column_name="found_at",
         column_class_name="BigInt",
         column_class=BigInt,
         params={

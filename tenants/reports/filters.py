@@ -80,28 +80,31 @@ class Filters:
         condition = Condition(field, value, negated)
         return Filters(tuple(other for other in self.conditions if other != condition))
 
-    def sql(self) -> tuple[str, dict[str, Any]]:
-        """A condition on rows of `events`, beginning with AND, and its parameters; empty for no filters."""
+    def sql(self, prefix: str = "") -> tuple[str, dict[str, Any]]:
+        """A condition on rows of `events`, beginning with AND, and its parameters; empty for no filters.
+
+        `prefix` keeps the parameters from those of other filters in the same query.
+        """
         groups: dict[tuple[str, bool], list[str | None]] = {}
         for condition in self.conditions:
             groups.setdefault((condition.field, condition.negated), []).append(condition.value)
         parts: list[str] = []
         parameters: dict[str, Any] = {}
         for number, ((field, negated), values) in enumerate(groups.items()):
-            value = value_of(field, f"f{number}")
+            value = value_of(field, f"{prefix}f{number}")
             parameters |= value.parameters
             wanted = [text for text in values if text]
             options: list[str] = []
             if wanted:
-                parameters[f"v{number}"] = wanted
-                options.append(f"{value.text} IN {{v{number}:Array(String)}}")
+                parameters[f"{prefix}v{number}"] = wanted
+                options.append(f"{value.text} IN {{{prefix}v{number}:Array(String)}}")
             if None in values:
                 options.append(value.missing)
             if "" in values:
                 options.append(f"({value.text} = '' AND NOT {value.missing})")
             if value.listed != "0" and any(text is not None for text in values):
-                parameters[f"l{number}"] = [text for text in values if text is not None]
-                options.append(f"({value.listed} AND hasAny({value.elements}, {{l{number}:Array(String)}}))")
+                parameters[f"{prefix}l{number}"] = [text for text in values if text is not None]
+                options.append(f"({value.listed} AND hasAny({value.elements}, {{{prefix}l{number}:Array(String)}}))")
             parts.append(f"{'NOT ' if negated else ''}({' OR '.join(options)})")
         return "".join(f" AND {part}" for part in parts), parameters
 

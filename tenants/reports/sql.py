@@ -15,6 +15,8 @@ from typing import Any
 COLUMNS = ("category", "event_token", "currency")
 
 ONE_APP = "app_id = {app:UUID}"
+# All zeros is nobody: a hit that came without anything to tell whose it is.
+SOMEBODY = "person_id != toUUID('00000000-0000-0000-0000-000000000000')"
 
 
 def person_of(apps: str = ONE_APP) -> str:
@@ -27,10 +29,6 @@ def person_of(apps: str = ONE_APP) -> str:
     both = "(groupArray(cityHash64(alias)), groupArray(cityHash64(person)))"
     aliases = f"(SELECT {both} FROM person_aliases FINAL WHERE {apps})"
     return f"transform(cityHash64(person_id), {aliases}.1, {aliases}.2, cityHash64(person_id))"
-
-
-# All zeros is nobody.
-SOMEBODY = "person_id != toUUID('00000000-0000-0000-0000-000000000000')"
 
 
 def persons_if(condition: str, apps: str = ONE_APP) -> str:

@@ -32,6 +32,16 @@ INSIDE = [
     ("events-empty", "APP?event_token=nothing"),
     ("events-hours", "APP?period=today&interval=hour"),
     ("revenue", "APP/revenue"),
+    ("retention", "APP/retention"),
+    ("retention-weeks", "APP/retention?period=90d&first=page_view&return=purchase"),
+    ("retention-none", "APP/retention?first=nothing"),
+    (
+        "funnel",
+        "APP/funnel?step1=page_view&step1.params.source!=mail&step2=page_view&step3=purchase"
+        "&within=30&unit=minutes&by=params.page",
+    ),
+    ("funnel-new", "APP/funnel"),
+    ("funnel-wrong", "APP/funnel?step1=page_view&step1.currency=EURO&step2=signup"),
     ("live", "APP/live"),
     ("live-none", "APP/live?text=nothing-like-this"),
     ("people-of-app", "APP/people"),

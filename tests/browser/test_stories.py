@@ -104,6 +104,59 @@ def test_live_without_script_is_read_by_hand(page: Page, javascript: bool, shop:
     expect(page.get_by_role("link", name="Show newer")).to_be_visible()
 
 
+def test_a_funnel_is_built_by_hand(page: Page, javascript: bool, shop: Shop) -> None:
+    """Each change is an address: it can be sent to somebody, and the back button undoes it."""
+
+    def typed(step: int, token: str) -> None:
+        page.get_by_label(f"Event token of step {step}").fill(token)
+        page.keyboard.press("Enter")
+
+    def tokens(*expected: str) -> None:
+        for number, token in enumerate(expected, 1):
+            expect(page.get_by_label(f"Event token of step {number}")).to_have_value(token)
+        expect(page.get_by_label(re.compile("Event token of step"))).to_have_count(len(expected))
+
+    shop.log_in(page)
+    page.goto(shop.path())
+    page.get_by_role("link", name="Funnel").click()
+    page.get_by_role("link", name="page_view", exact=True).click()
+    tokens("page_view", "")
+    typed(2, "signup")
+    table = page.get_by_role("region", name="From step to step")
+    expect(table.get_by_role("row").nth(1)).to_contain_text("1. page_view")
+    expect(table.get_by_role("row").nth(2)).to_contain_text("2. signup")
+    page.wait_for_url(re.compile("step1=page_view&step2=signup(&whole=1)?$"))
+    page.get_by_role("button", name="Add a step").click()
+    tokens("page_view", "signup", "")
+    typed(3, "purchase")
+    tokens("page_view", "signup", "purchase")
+    expect(table.get_by_role("row")).to_have_count(4)
+    page.get_by_role("button", name="Move step 3 up").click()
+    tokens("page_view", "purchase", "signup")
+    page.wait_for_url(re.compile("step2=purchase&step3=signup(&whole=1)?$"))
+    page.get_by_role("button", name="Remove step 1").click()
+    tokens("purchase", "signup")
+    first = page.get_by_role("group", name="Step 1")
+    first.get_by_text("Add a filter").click()
+    first.get_by_label("Field").fill("plan")
+    first.get_by_label("Value").fill("pro")
+    first.get_by_role("button", name="Add").click()
+    expect(page.get_by_text("plan is pro")).to_be_visible()
+    page.wait_for_url(re.compile(r"step1=purchase&step1\.params\.plan=pro&step2=signup(&whole=1)?$"))
+    expect(table.get_by_role("row").nth(1)).to_contain_text("12")
+    if javascript:
+        first.get_by_label("Event token").focus()
+        expect(page.locator('#known-tokens option[value="signup"]')).to_have_count(1)
+        page.get_by_label("Unit").select_option("minutes")
+        page.wait_for_url(re.compile("within=7&unit=minutes(&whole=1)?$"))
+        page.go_back()
+        page.wait_for_url(re.compile("step2=signup(&whole=1)?$"))
+        expect(page.get_by_label("Unit")).to_have_value("days")
+    page.go_back()
+    expect(page.get_by_text("plan is pro")).not_to_be_visible()
+    tokens("purchase", "signup")
+
+
 def test_filters_are_in_the_address_and_the_back_button_works(page: Page, javascript: bool, shop: Shop) -> None:
     shop.log_in(page)
     page.goto(shop.path())

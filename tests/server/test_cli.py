@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from server.event_store import migrations
+
 ONEPX = Path(sys.executable).with_name("onepx")
 Environment = dict[str, str]
 
@@ -138,7 +140,8 @@ def test_migrate_and_check(environment: Environment) -> None:
     assert any("onepx migrate" in problem for problem in json.loads(before.stdout)["problems"])
     applied = told(environment, "migrate")
     assert applied["control"]
-    assert applied["events"] == ["0001_events", "0002_query", "0003_few_paths"]
+    assert applied["events"] == [name for name, _ in migrations()]
+    assert applied["events"][0] == "0001_events"
     assert told(environment, "migrate") == {"control": [], "events": []}
     after = told(environment, "check")
     assert after["ok"]

@@ -20,7 +20,7 @@ from tenants.tables import App, Tenant
 from web.api import people, records, reports
 from web.api.examples import EXAMPLES
 
-REPORTS = ("totals", "series", "breakdown", "revenue", "traffic", "fields")
+REPORTS = ("totals", "series", "breakdown", "revenue", "traffic", "fields", "retention", "funnel")
 
 
 class Reader:
@@ -106,6 +106,22 @@ async def test_reports(ours: Reader) -> None:
     }
 
 
+async def test_retention_and_funnel(ours: Reader, event_store: EventStore) -> None:
+    found = await ours.json("retention", "period=7d&first=view")
+    assert (found["period"]["interval"], found["retention"]["interval"]) == ("day", "day")
+    assert sum(cohort["size"] for cohort in found["retention"]["cohorts"]) == 2
+    assert (found["retention"]["first"], found["retention"]["back"]) == ("view", None)
+    bought = await ours.json("retention", "period=7d&first=view&return=buy")
+    assert sum(sum(cohort["returned"]) for cohort in bought["retention"]["cohorts"]) == 0
+    query = "step1=view&step1.params.plan=pro&step2=buy&within=2&unit=hours&by=params.plan"
+    found = (await ours.json("funnel", query))["funnel"]
+    assert [(step["event_token"], step["persons"]) for step in found["steps"]] == [("view", 1), ("buy", 0)]
+    assert (found["window_seconds"], [value["value"] for value in found["values"]]) == (7_200, ["pro"])
+    await store_hits(event_store, ours.app, "event_token=view", "event_token=signup")
+    twice = (await ours.json("funnel", "step1=view&step2=view&step3=signup"))["funnel"]
+    assert [step["persons"] for step in twice["steps"]] == [2, 1, 0]
+
+
 FILTERED = [
     ("", 5),
     ("category=&event_token=&params.plan=", 5),
@@ -145,6 +161,14 @@ REFUSED = [
     ("breakdown", "", "field"),
     ("breakdown", "field=plan", "field"),
     ("breakdown", "field=params.a`.:`b`..c", "field"),
+    ("retention", "from=2020-01-01&interval=month", "from"),
+    ("retention", f"return={'a' * 256}", "return"),
+    ("funnel", "step1=view", "step2"),
+    ("funnel", "step1=view&step2=buy&step9=x", "step9"),
+    ("funnel", "step1=view&step2=buy&step2.currency=EURO", "step2.currency"),
+    ("funnel", "step1=view&step2=buy&within=0", "within"),
+    ("funnel", "step1=view&step2=buy&unit=weeks", "unit"),
+    ("funnel", "step1=view&step2=buy&by=plan", "by"),
 ]
 
 
@@ -185,9 +209,10 @@ async def test_every_route_asks_whose_key_it_is(ours: Reader, site: Site, bob: T
     for report in REPORTS:
         assert (await ours.get(report, Authorization="")).status_code == 401
         assert (await ours.get(report, Authorization="Bearer onepx_wrong")).status_code == 401
-        assert (await ours.get(report, "field=event_token", theirs.token)).status_code == 404
-        assert (await ours.get(report, "field=event_token", "0" * 24)).status_code == 404
-        assert (await ours.get(report, "field=event_token")).status_code == 200
+        query = "field=event_token&step1=view&step2=buy"
+        assert (await ours.get(report, query, theirs.token)).status_code == 404
+        assert (await ours.get(report, query, "0" * 24)).status_code == 404
+        assert (await ours.get(report, query)).status_code == 200
     assert (await theirs.json("totals"))["totals"]["events"]["now"] == 0
 
 
@@ -245,6 +270,7 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     assert "missing_amount" in page
     assert 'href="/login"' not in page, "somebody logged in would think that they are not"
     assert "/breakdown?field=params.plan" in page
+    assert "/funnel?step1=page_view&amp;step2=signup" in page
     described = document["components"]["schemas"]
     assert [name for name, schema in described.items() if not schema.get("description")] == []
     assert "null" in page

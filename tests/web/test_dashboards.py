@@ -24,7 +24,19 @@ from tenants.tokens import list_tokens
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
 URLENCODED = "application/x-www-form-urlencoded"
-PANELS = ("totals", "chart", "tokens", "breakdown", "revenue", "revenue-by", "orders", "rejected", "traffic")
+PANELS = (
+    "totals",
+    "chart",
+    "tokens",
+    "breakdown",
+    "revenue",
+    "revenue-by",
+    "orders",
+    "rejected",
+    "traffic",
+    "retention",
+    "funnel",
+)
 
 
 async def hits(store: EventStore, app: App, sent: Iterable[tuple[Category, dict[str, str]]], ago: int = 60) -> None:

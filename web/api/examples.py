@@ -12,6 +12,21 @@ _PERIOD = {
 }
 _BUCKETS = ["2026-11-20T00:00:00+01:00", "2026-11-21T00:00:00+01:00"]
 
+
+def _reached(first: int, second: int, median: float) -> list[dict[str, Any]]:
+    share = round(second / first, 6)
+    return [
+        {"event_token": "page_view", "persons": first, "from_before": 1.0, "from_first": 1.0, "median_seconds": None},
+        {
+            "event_token": "signup",
+            "persons": second,
+            "from_before": share,
+            "from_first": share,
+            "median_seconds": median,
+        },
+    ]
+
+
 EXAMPLES: dict[str, Any] = {
     "events": {
         "events": [
@@ -167,6 +182,33 @@ EXAMPLES: dict[str, Any] = {
         "fields": [{"field": "params.plan", "share": 0.96}, {"field": "params.address.city", "share": 0.31}],
         "looked_at": 10000,
         "properties": ["person.plan"],
+    },
+    "retention": {
+        "period": _PERIOD,
+        "retention": {
+            "interval": "day",
+            "first": "signup",
+            "back": None,
+            "cohorts": [
+                {"start": _BUCKETS[0], "size": 412, "returned": [412, 103], "shares": [1.0, 0.25]},
+                {"start": _BUCKETS[1], "size": 388, "returned": [388], "shares": [1.0]},
+            ],
+            "shares": [1.0, 0.25],
+            "running": False,
+        },
+    },
+    "funnel": {
+        "period": _PERIOD,
+        "funnel": {
+            "steps": _reached(800, 200, 5400.0),
+            "window_seconds": 604800,
+            "field": "params.source",
+            "values": [
+                {"value": "search", "steps": _reached(500, 150, 4980.5)},
+                {"value": None, "steps": _reached(300, 50, 7200.0)},
+            ],
+            "others": None,
+        },
     },
 }
 # The two events there are one person's.

@@ -13,7 +13,9 @@ from litestar.params import Parameter, QueryParameter, SkipValidation
 from tenants.reports.breakdown import Breakdown, breakdown
 from tenants.reports.fields import Fields, fields
 from tenants.reports.filters import Filters, filters_of
+from tenants.reports.funnel import UNITS, Funnel, funnel, steps_of, window_of
 from tenants.reports.period import INTERVALS, NAMES, Interval, Name, Period, period_of
+from tenants.reports.retention import Retention, in_intervals, retention
 from tenants.reports.revenue import Revenue, RevenueSeries, revenue, revenue_series
 from tenants.reports.series import Series, series
 from tenants.reports.totals import Totals, totals
@@ -226,5 +228,112 @@ async def fields_report(app: GivenApp, store: GivenStore, when: GivenPeriod, whi
     return await fields(app, store, when, which)
 
 
-handlers = [totals_report, series_report, breakdown_report, revenue_report, traffic_report, fields_report]
-ANSWERS = (TotalsAnswer, SeriesAnswer, BreakdownAnswer, RevenueAnswer, TrafficAnswer, Fields)
+class RetentionAnswer(msgspec.Struct):
+    """Who comes back."""
+
+    period: About
+    retention: Retention
+
+
+@get("/apps/{app_token:str}/retention", summary="Retention", operation_id="retention", raises=RAISES)
+async def retention_report(
+    app: GivenApp,
+    store: GivenStore,
+    when: GivenPeriod,
+    which: GivenFilters,
+    first: Annotated[
+        str | None,
+        Parameter(
+            description="The event token that begins: a person is of the interval of their first such event in the "
+            "period. Any event if it is left out."
+        ),
+    ] = None,
+    back: Annotated[
+        str | None, QueryParameter(name="return", description="The event token that counts as return. Else any event.")
+    ] = None,
+) -> RetentionAnswer:
+    """People by the day, week or month of their first event, and how many of them came back in each one after.
+
+    Intervals are the calendar's in the app's time zone, 64 at most. `returned` and `shares` begin with the interval of
+    the first event itself. Without an interval it is days for a month, weeks for half a year, else months.
+    """
+    found = await retention(app, store, when, which, first, back)
+    return RetentionAnswer(about(in_intervals(when)), found)
+
+
+class FunnelAnswer(msgspec.Struct):
+    """From step to step."""
+
+    period: About
+    funnel: Funnel
+
+
+_STEP = "An event token; steps are in the order of their numbers, 2 to 8 of them."
+
+
+# Steps beyond the second cannot be listed one by one: they are read from the query, as filters are.
+@get("/apps/{app_token:str}/funnel", summary="Funnel", operation_id="funnel", raises=RAISES)
+async def funnel_report(
+    request: Request[Any, Any, State],
+    app: GivenApp,
+    store: GivenStore,
+    when: GivenPeriod,
+    which: GivenFilters,
+    step1: Annotated[  # noqa: ARG001
+        str | None, Parameter(description=f"What begins. {_STEP}", examples=[Example(value="page_view")])
+    ] = None,
+    step2: Annotated[  # noqa: ARG001
+        str | None, Parameter(description=f"What comes next. {_STEP}", examples=[Example(value="signup")])
+    ] = None,
+    more: Annotated[  # noqa: ARG001
+        str | None, QueryParameter(name="step{n}", description="Further steps: step3, step4 and so on.")
+    ] = None,
+    only: Annotated[  # noqa: ARG001
+        list[str] | None,
+        QueryParameter(
+            name="step{n}.{filter}",
+            description="A filter for the events of one step: step1.params.plan=pro, step2.currency=EUR, "
+            "step2.params.plan!=pro, step3.missing=params.coupon.",
+        ),
+    ] = None,
+    within: Annotated[
+        str | None, Parameter(description="How long the way from the first step to the last may take. Default 7.")
+    ] = None,
+    unit: Annotated[
+        str | None,
+        Parameter(description="What `within` counts. Default days, of 24 hours.", schema_extra={"enum": UNITS}),
+    ] = None,
+    by: Annotated[
+        str | None,
+        Parameter(description="Break down by this field of the event of the first step, such as params.source."),
+    ] = None,
+) -> FunnelAnswer:
+    """How many people go from step to step, in this order and in time, and the median time it takes them.
+
+    Of a person's attempts the one that gets furthest counts, of several the first. All steps are within the period.
+    """
+    steps = steps_of(list(request.query_params.multi_items()))
+    window = window_of(within or "", unit or "")
+    return FunnelAnswer(about(when), await funnel(app, store, when, which, steps, window, by))
+
+
+handlers = [
+    totals_report,
+    series_report,
+    breakdown_report,
+    revenue_report,
+    traffic_report,
+    fields_report,
+    retention_report,
+    funnel_report,
+]
+ANSWERS = (
+    TotalsAnswer,
+    SeriesAnswer,
+    BreakdownAnswer,
+    RevenueAnswer,
+    TrafficAnswer,
+    Fields,
+    RetentionAnswer,
+    FunnelAnswer,
+)

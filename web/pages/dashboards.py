@@ -5,11 +5,12 @@ nothing. A browser without script asks for the page once more, as a whole (`whol
 a panel shows.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
+import msgspec
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
@@ -22,6 +23,7 @@ from tenants.events import Queries
 from tenants.reports.breakdown import breakdown
 from tenants.reports.fields import fields, properties_of_people
 from tenants.reports.first_hit import has_hits
+from tenants.reports.funnel import UNITS
 from tenants.reports.overview import overview
 from tenants.reports.rejected import rejected
 from tenants.reports.revenue import largest_orders, latest_orders, revenue, revenue_by, revenue_series
@@ -33,10 +35,12 @@ from tenants.reports.usage import usage
 from tenants.snippets import img_tag, pixel_url
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
+from web.pages import journeys
 from web.rendering import fragment, go, is_htmx, plain_money, render
-from web.view import View, adding, bucket_label, filterable, view_of
+from web.view import View, adding, bucket_label, filterable, pairs_of, view_of
 
 Context = dict[str, Any]
+Pairs = Sequence[tuple[str, str]]
 Panel = Callable[[View, Queries, Mapping[str, str]], Awaitable[Context]]
 
 # What is chosen in a panel: which field it is about, in which currency. It stands in the page's address.
@@ -113,8 +117,15 @@ async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Conte
     return {"largest": largest, "latest": latest, "currencies": currencies, "currency": currency}
 
 
-def _chosen(asked: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, asked[name]) for name in _CHOSEN if asked.get(name))
+def _chosen(asked: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name, asked[name]) for name in _CHOSEN if asked.get(name)]
+
+
+def _own(page: str, pairs: Pairs, open_page: Pairs = ()) -> list[tuple[str, str]]:
+    """The parameters of this page alone; what other panels of the open one were asked for stays."""
+    if page in journeys.PAGES:
+        return journeys.own_of(page, pairs)
+    return _chosen(dict([*open_page, *pairs]))
 
 
 def _currency(asked: Mapping[str, str], currencies: list[str]) -> str:
@@ -173,7 +184,10 @@ PANELS: dict[str, Panel] = {
     "orders": _orders,
     "rejected": _rejected,
     "traffic": _traffic,
+    "retention": journeys.retention_panel,
+    "funnel": journeys.funnel_panel,
 }
+_PAGES = ("revenue", "rejected", "retention", "funnel")
 
 
 async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[str, str]) -> Context:
@@ -190,10 +204,12 @@ async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[s
     return context
 
 
-async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...]) -> Response[bytes]:
-    pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
-    view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"), _chosen(dict(pairs)))
-    view, filters = adding(view, pairs)
+async def _page(
+    request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...], problem: str = "", **more: Any
+) -> Response[bytes]:
+    """A page of panels; `problem` is what could not be used of its own part of the address."""
+    pairs = pairs_of(request)
+    view, filters = adding(view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"), _own(tab, pairs)), pairs)
     if filters is not None:
         return go(view.link(filters))
     store: Queries = request.app.state.event_store
@@ -201,10 +217,10 @@ async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ..
     panels: dict[str, Markup] = {}
     for name in names if view.whole else ():
         panels[name] = fragment(request, f"app/_{name}.html", **await _panel_context(view, store, name, asked))
-    whole = view.link(whole="1")
-    return await render(
-        request, f"app/{tab or 'events'}.html", app=app, tab=tab, view=view, panels=panels, whole_address=whole
-    )
+    if problem:
+        view = msgspec.structs.replace(view, problem=problem)
+    context: Context = {"app": app, "tab": tab, "view": view, "panels": panels, "whole_address": view.link(whole="1")}
+    return await render(request, f"app/{tab or 'events'}.html", **context, **more)
 
 
 @get("/apps/{app_id:str}")
@@ -246,17 +262,33 @@ async def rejected_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     return await _page(request, app, "rejected", ("rejected", "traffic"))
 
 
+@get("/apps/{app_id:str}/retention")
+async def retention_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
+    """Who comes back."""
+    return await _page(request, app, "retention", ("retention",))
+
+
+@get("/apps/{app_id:str}/funnel")
+async def funnel_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
+    """From step to step. A button of the form leads to the address of the form as it then is."""
+    pairs = pairs_of(request)
+    form = journeys.read_form(pairs)
+    if journeys.was_sent(pairs) and not form.problem:
+        return go(view_of(request, app, f"/apps/{app.id}/funnel", form.pairs()).link())
+    return await _page(request, app, "funnel", ("funnel",), form.problem, form=form, units=UNITS)
+
+
 @get("/apps/{app_id:str}/panels/{name:str}")
 async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Response[bytes]:
     """One panel of a page."""
     if name not in PANELS:
         raise NotFoundException
-    asked = dict(request.query_params.multi_items())
+    pairs = pairs_of(request)
+    asked = dict(pairs)
     page = asked.get("page", "")
-    # What other panels of the page have been asked for stays.
-    open_page = dict(parse_qsl(request.headers.get("hx-current-url", "").partition("?")[2].partition("#")[0]))
-    path = f"/apps/{app.id}/{page}" if page in ("revenue", "rejected") else f"/apps/{app.id}"
-    view = view_of(request, app, path, _chosen(open_page | asked))
+    open_page = parse_qsl(request.headers.get("hx-current-url", "").partition("?")[2].partition("#")[0])
+    path = f"/apps/{app.id}/{page}" if page in _PAGES else f"/apps/{app.id}"
+    view = view_of(request, app, path, _own(page, pairs, open_page))
     context = await _panel_context(view, request.app.state.event_store, name, asked)
     if name in ("fields", "values", "properties"):
         return await render(request, "app/_options.html", **context)
@@ -283,4 +315,14 @@ async def limit_used(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
     return await render(request, template, tab="", tenant=viewer.tenant, hour=hour, day=day)
 
 
-handlers = [events_page, waiting, revenue_page, rejected_page, panel, counts, limit_used]
+handlers = [
+    events_page,
+    waiting,
+    revenue_page,
+    retention_page,
+    funnel_page,
+    rejected_page,
+    panel,
+    counts,
+    limit_used,
+]

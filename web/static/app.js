@@ -83,4 +83,7 @@ for (const field of document.querySelectorAll("[data-timezone]")) {
   field.value = Intl.DateTimeFormat().resolvedOptions().timeZone ?? "";
 }
 
+// On a phone the tabs scroll sideways: the current one is in sight.
+document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 document.documentElement.classList.add("js");

@@ -1,0 +1,269 @@
+"""How many people go from one step to the next, in order and in time.
+
+A step is an event token with filters. An attempt begins with an event of the first step; each later step is an event
+after the one before it, and the whole attempt is within the window. Of a person's attempts the one that gets furthest
+counts, of several the first to get there, and of events of the first step before it the last. What the steps of
+different events are in the same millisecond is taken to be in their order; two equal events then are one.
+
+A person's events become one sorted list of numbers, each with its time, the steps it is (a bit each) and the value it
+is broken down by. The attempts are then found in all lists at once: `arrayFill` carries the start of an attempt on to
+the event that takes it a step further. It is faster than `windowFunnel`, which knows no times.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from tenants.errors import InvalidValue
+from tenants.events import Queries
+from tenants.reports.filters import MAX_CONDITIONS, MAX_SLOW_FIELDS, Filters, field_of, filters_of
+from tenants.reports.period import Period
+from tenants.reports.retention import checked_token
+from tenants.reports.sql import PERSON, SOMEBODY, Parameters, rows_of, seconds, share_of, value_of
+from tenants.tables import App
+
+Unit = Literal["minutes", "hours", "days"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+MIN_STEPS, MAX_STEPS = 2, 8
+MAX_WINDOW = timedelta(days=366)
+DEFAULT_WINDOW: tuple[int, Unit] = (7, "days")
+# As many as a page can show side by side with their steps; the rest is one more.
+MAX_VALUES = 10
+_NAME = re.compile(r"step([1-9][0-9]*)(?:\.(.*))?", re.DOTALL)
+
+# An event in one number: ms since the period's start, 8 bits for its steps, 10 for the value. Ten years take 57 bits.
+_VALUES = 1 << 10
+_TIME = _VALUES << MAX_STEPS
+_ALL = _VALUES - 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """An event with this token that the filters let through; a form's step that is not filled in has no token."""
+
+    event_token: str = ""
+    filters: Filters = field(default_factory=Filters)
+
+    def pairs(self, number: int) -> list[tuple[str, str]]:
+        """The parameters of an address that ask for it as the step of this number, from 1."""
+        name = f"step{number}"
+        return [(name, self.event_token), *((f"{name}.{field}", value) for field, value in self.filters.pairs())]
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """Persons who reached a step, as shares of those of the step before and of the first, 0 to 1.
+
+    `median_seconds` is from the step before; of two in the middle it is the longer one. None for the first step, and
+    where nobody came.
+    """
+
+    event_token: str
+    persons: int
+    from_before: float
+    from_first: float
+    median_seconds: float | None
+
+
+class FunnelValue(msgspec.Struct, frozen=True):
+    """The people whose attempt began with this value; `value` is None where the field was not sent (or null)."""
+
+    value: str | None
+    steps: list[Reached]
+
+
+class Funnel(msgspec.Struct, frozen=True):
+    """`values` are those of `field` in the events of the first step, most frequent first; `others` all beyond ten."""
+
+    steps: list[Reached]
+    window_seconds: int
+    field: str | None
+    values: list[FunnelValue]
+    others: list[Reached] | None
+
+
+def steps_of(pairs: Sequence[tuple[str, str]]) -> tuple[Step, ...]:
+    """The steps among the parameters of an address: `step1=signup`, `step1.params.plan=pro`; empty ones too.
+
+    Numbers may be left out; the order counts. Raises InvalidValue.
+    """
+    tokens: dict[int, str] = {}
+    filters: dict[int, list[tuple[str, str]]] = {}
+    for name, value in pairs:
+        if not (found := _NAME.fullmatch(name)):
+            continue
+        if len(found[1]) > 1 or int(found[1]) > MAX_STEPS:
+            raise InvalidValue(name, f"A funnel has {MAX_STEPS} steps at most.")
+        number = int(found[1])
+        if found[2] is None:
+            tokens.setdefault(number, checked_token(name, value.strip()) if value.strip() else "")
+        else:
+            filters.setdefault(number, []).append((found[2], value))
+    steps: list[Step] = []
+    for number in sorted(tokens.keys() | filters.keys()):
+        try:
+            steps.append(Step(tokens.get(number, ""), filters_of(filters.get(number, []))))
+        except InvalidValue as error:
+            raise InvalidValue(f"step{number}.{error.field}", str(error)) from None
+    return tuple(steps)
+
+
+def window_of(within: str, unit: str) -> timedelta:
+    """The time that a whole attempt may take; 7 days where nothing is given. Raises InvalidValue."""
+    number, default = DEFAULT_WINDOW
+    named = unit or default
+    if named not in UNITS:
+        raise InvalidValue("unit", f"Choose one of {', '.join(UNITS)}.")
+    if within:
+        if not re.fullmatch(r"[0-9]{1,6}", within):
+            raise InvalidValue("within", "Give a whole number.")
+        number = int(within)
+    window = timedelta(**{named: number})
+    if not timedelta(0) < window <= MAX_WINDOW:
+        raise InvalidValue("within", f"Choose {MAX_WINDOW.days} days at most, and more than nothing.")
+    return window
+
+
+async def funnel(
+    app: App,
+    store: Queries,
+    period: Period,
+    filters: Filters,
+    steps: Sequence[Step],
+    window: timedelta,
+    by: str | None = None,
+) -> Funnel:
+    """How many people reached each step within the period, and how fast; `by` is a field of the first step's event.
+
+    `filters` must hold for every event. Steps without an event token are left out. Raises InvalidValue.
+    """
+    steps = [step for step in steps if step.event_token]
+    _check(steps, filters, by)
+    conditions: list[str] = []
+    where, parameters = filters.sql()
+    for number, step in enumerate(steps):
+        condition, more = step.filters.sql(f"s{number}")
+        parameters |= more | {f"step{number}": step.event_token}
+        conditions.append(f"(event_token = {{step{number}:String}}{condition})")
+    parameters |= {"app": str(app.id), "tokens": sorted({step.event_token for step in steps})}
+    rows = f"{rows_of(period.start, period.end)} AND {SOMEBODY}{where}"
+    value, values, more = "0", list[str | None](), Parameters()
+    if by is not None:
+        value, values, more = await _values(app, store, f"{rows} AND {conditions[0]}", by, parameters)
+        value = f"if({conditions[0]}, {value}, 0)"
+    found = await store.query(
+        _levels(rows, conditions, value, seconds(period.start), window, by is not None), parameters | more, app.tenant
+    )
+    # Whoever began with none of the values is of the others, whose number is the next one.
+    known = {row["part"]: _reached(steps, row) for row in found}
+    whole = known.get(_ALL if by is not None else 0) or _reached(steps, None)
+    parts = [FunnelValue(text, known[number]) for number, text in enumerate(values) if number in known]
+    others = known.get(len(values)) if by is not None else None
+    return Funnel(whole, int(window.total_seconds()), by, parts, others)
+
+
+def _check(steps: Sequence[Step], filters: Filters, by: str | None) -> None:
+    if len(steps) < MIN_STEPS:
+        raise InvalidValue(f"step{len(steps) + 1}", f"A funnel has {MIN_STEPS} steps at least.")
+    if len(steps) > MAX_STEPS:
+        raise InvalidValue(f"step{MAX_STEPS + 1}", f"A funnel has {MAX_STEPS} steps at most.")
+    conditions = [*filters.conditions, *(each for step in steps for each in step.filters.conditions)]
+    if len(conditions) > MAX_CONDITIONS:
+        raise InvalidValue("step1", f"Use {MAX_CONDITIONS} filters at most in all steps together.")
+    fields = [*(each.field for each in conditions), *([field_of(by, "by")] if by is not None else [])]
+    if len({field for field in fields if "`" in field}) > MAX_SLOW_FIELDS:
+        raise InvalidValue("step1", f"Use {MAX_SLOW_FIELDS} fields with a backtick in their name at most.")
+
+
+async def _values(
+    app: App, store: Queries, rows: str, by: str, parameters: Parameters
+) -> tuple[str, list[str | None], Parameters]:
+    """The number of a row's value among the most frequent ones, those values, and the parameters it needs."""
+    value = value_of(by, "by")
+    # Not sent and sent as the empty text differ.
+    key = f"if({value.missing}, '', concat('=', {value.text}))"
+    found = await store.query(
+        f"SELECT {key} AS named {rows} GROUP BY named ORDER BY count() DESC, named LIMIT {MAX_VALUES}",
+        parameters | value.parameters,
+        app.tenant,
+    )
+    keys: list[str] = [row["named"] for row in found]
+    # An array of none has no type to compare with.
+    text = f"transform({key}, {{keys:Array(String)}}, {{numbers:Array(UInt64)}}, {len(keys)})" if keys else "0"
+    more = value.parameters | {"keys": keys, "numbers": list(range(len(keys)))}
+    return text, [each[1:] if each else None for each in keys], more
+
+
+def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window: timedelta, parts: bool) -> str:
+    """Persons and median times of each step: `persons_n`, `median_n` in ms, of each `part` and of `_ALL`."""
+    steps = range(len(conditions))
+    bits = " + ".join(f"{2**step} * {condition}" for step, condition in enumerate(conditions))
+    at = f"toUInt64(toUnixTimestamp64Milli(received_at) - {start}000)"
+    event = f"{at} * {_TIME} + toUInt64({bits}) * {_VALUES} + {value}"
+    query = (
+        f"SELECT groupArray({event}) AS listed, minIf({event}, {conditions[0]}) AS begun, "
+        f"max({conditions[1]}) AS further {rows} AND event_token IN {{tokens:Array(String)}} "
+        f"AND ({' OR '.join(conditions)}) GROUP BY {PERSON} HAVING begun > 0"
+    )
+    # Most people have not even an event of the second step: nothing has to be looked for in theirs. The 0 in front is
+    # what is carried on as long as there is no attempt.
+    sorted_events = "arrayPushFront(if(further, arrayCompact(arraySort(listed)), []), toUInt64(0))"
+    query = f"SELECT begun, {sorted_events} AS events FROM ({query})"
+    query = (
+        f"SELECT begun, events, arrayMap(e -> bitAnd(intDiv(e, {_VALUES}), {2**MAX_STEPS - 1}), events) AS are, "
+        f"arrayMap(e -> intDiv(e, {_TIME}), events) AS at FROM ({query})"
+    )
+    most = int(window / timedelta(milliseconds=1))
+    starts = ["arrayFill((e, is) -> bitTest(is, 0), events, are) AS start0"]
+    for step in steps[1:]:
+        # The attempts as they were before each event: it takes none further that it began itself.
+        before = f"arrayPushFront(arrayPopBack(start{step - 1}), toUInt64(0))"
+        starts.append(
+            f"arrayFill((e, is, t) -> bitTest(is, {step}) AND e > 0 AND t - intDiv(e, {_TIME}) <= {most}, "
+            f"{before}, are, at) AS start{step}"
+        )
+    query = _in_turn(starts, query)
+    level = " + ".join(["1", *(f"(start{step}[-1] > 0)" for step in steps[1:])])
+    furthest = ", ".join(f"start{step}[-1] > 0, arrayFirst(e -> e > 0, start{step})" for step in reversed(steps[1:]))
+    query = f"SELECT events, are, {level} AS level, multiIf({furthest}, begun) AS event0 FROM ({query})"
+    # The event before is handed over as a list: what a lambda names itself is computed again for each element.
+    nexts = [
+        f"arrayFirst((e, is, after) -> e > after AND bitTest(is, {step}), events, are, "
+        f"arrayWithConstant(length(events), event{step - 1})) AS event{step}"
+        for step in steps[1:]
+    ]
+    query = _in_turn(nexts, query)
+    part = f"arrayJoin([bitAnd(event0, {_VALUES - 1}), {_ALL}])" if parts else "0"
+    columns = [f"{part} AS part", "count() AS persons_0"]
+    for step in steps[1:]:
+        took = f"intDiv(event{step}, {_TIME}) - intDiv(event{step - 1}, {_TIME})"
+        columns.append(f"countIf(level > {step}) AS persons_{step}")
+        columns.append(f"quantileExactIf(0.5)({took}, level > {step}) AS median_{step}")
+    return f"SELECT {', '.join(columns)} FROM ({query}) GROUP BY part"
+
+
+def _in_turn(expressions: Sequence[str], query: str) -> str:
+    """The query with further columns, each made of the one before it.
+
+    One by one, since the engine copies what a name stands for, and with few queries in each other: it takes most of a
+    small funnel's time to understand how a large one is asked for.
+    """
+    for expression in expressions:
+        query = f"SELECT *, {expression} FROM ({query})"
+    return query
+
+
+def _reached(steps: Sequence[Step], row: dict[str, Any] | None) -> list[Reached]:
+    counts: list[int] = [row[f"persons_{number}"] if row else 0 for number in range(len(steps))]
+    found: list[Reached] = []
+    for number, step in enumerate(steps):
+        persons = counts[number]
+        median = row[f"median_{number}"] / 1000 if row and number and persons else None
+        before = counts[number - 1] if number else persons
+        found.append(
+            Reached(step.event_token, persons, share_of(persons, before), share_of(persons, counts[0]), median)
+        )
+    return found

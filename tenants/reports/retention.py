@@ -1,0 +1,161 @@
+"""Who comes back: people by the interval of their first event, and how many of them return in each one after.
+
+Intervals are those of the calendar, in the app's time zone. Rows become pairs of person and interval, and those one
+number a person: a bit for each interval they were there in.
+"""
+
+import math
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import msgspec
+
+from tenants.errors import InvalidValue
+from tenants.events import Queries
+from tenants.hits import MAX_EVENT_TOKEN
+from tenants.reports.filters import Filters
+from tenants.reports.period import Interval, Period
+from tenants.reports.sql import PERSON, SOMEBODY, Parameters, rows_of, seconds, share_of
+from tenants.tables import App
+
+# As many as a number has bits.
+MAX_INTERVALS = 64
+# A person's hash with room for the interval in its lowest bits. The other 58 tell a million people apart: that two are
+# taken for one is less likely than one in 500,000.
+_PERSON = 2**64 - MAX_INTERVALS
+# The finest interval with a table that can be read: days for a month, weeks for half a year.
+_FINEST: tuple[tuple[int, Interval], ...] = ((31, "day"), (183, "week"))
+_LONGER: dict[Interval, Interval] = {"hour": "day", "day": "week", "week": "month"}
+
+
+class Cohort(msgspec.Struct, frozen=True):
+    """People whose first event was in the interval that begins at `start`.
+
+    `returned` is how many of them there were in that interval and in each one after, `shares` the same of `size`.
+    """
+
+    start: datetime
+    size: int
+    returned: list[int]
+    shares: list[float]
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """A cohort for each interval of the period, empty ones too. `first` and `back` are event tokens, None for any.
+
+    `shares` is of all people of the cohorts that are old enough, 0 to 1, from the interval of the first event on; None
+    where none is. `running` says that the last interval is not over in the period, so that its numbers still grow.
+    """
+
+    interval: Interval
+    first: str | None
+    back: str | None
+    cohorts: list[Cohort]
+    shares: list[float | None]
+    running: bool
+
+
+async def retention(
+    app: App, store: Queries, period: Period, filters: Filters, first: str | None = None, back: str | None = None
+) -> Retention:
+    """Cohorts by the first event `first` within the period, and who of them did `back` later; None is any event.
+
+    In the interval of the first event everybody counts who did `back` in it, before or after. The intervals are days,
+    weeks or months: what `period` asks for, else what suits its length. Raises InvalidValue.
+    """
+    for name, event_token in (("first", first), ("return", back)):
+        if event_token is not None:
+            checked_token(name, event_token)
+    period = in_intervals(period)
+    buckets = period.buckets
+    where, parameters = filters.sql()
+    interval, more = _interval(period)
+    parameters |= more | {"app": str(app.id)}
+    begins, returns = "1", "1"
+    if first is not None:
+        begins, parameters["first"] = "event_token = {first:String}", first
+    if back == first:
+        returns = begins
+    elif back is not None:
+        returns, parameters["back"] = "event_token = {back:String}", back
+    counted = f" AND ({begins} OR {returns})" if "1" not in (begins, returns) else ""
+    rows = f"{rows_of(period.start, period.end)} AND {SOMEBODY}{where}{counted}"
+    # Each person once an interval. That is the dear part: one number is found twice as fast as two.
+    key = f"bitOr(bitAnd({PERSON}, {_PERSON}), {interval})"
+    if begins == returns:
+        pairs = f"SELECT {key} AS pair {rows} GROUP BY pair"
+        bits = "sum(intExp2(bitAnd(pair, 63))) AS there, toUInt64(bitAnd(there, bitXor(there, there - 1))) AS begun"
+    else:
+        pairs = f"SELECT {key} AS pair, max({begins}) AS begins, max({returns}) AS returns {rows} GROUP BY pair"
+        bits = "sumIf(intExp2(bitAnd(pair, 63)), returns) AS there, minIf(intExp2(bitAnd(pair, 63)), begins) AS begun"
+    people = f"SELECT {bits} FROM ({pairs}) GROUP BY bitAnd(pair, {_PERSON})"
+    counts = ", ".join(f"countIf(bitTest(there, {number}))" for number in range(len(buckets)))
+    found = await store.query(
+        f"SELECT begun, count() AS size, [{counts}] AS returned FROM ({people}) WHERE begun != 0 GROUP BY begun",
+        parameters,
+        app.tenant,
+    )
+    rows = {int(row["begun"]).bit_length() - 1: row for row in found}
+    cohorts: list[Cohort] = []
+    for number, start in enumerate(buckets):
+        row = rows.get(number)
+        size: int = row["size"] if row else 0
+        returned: list[int] = list(row["returned"][number:]) if row else [0] * (len(buckets) - number)
+        cohorts.append(Cohort(start, size, returned, [share_of(each, size) for each in returned]))
+    running = _running(period)
+    return Retention(period.interval, first, back, cohorts, _shares(cohorts, running), running)
+
+
+def in_intervals(period: Period) -> Period:
+    """The period in days, weeks or months, 64 at most. Raises InvalidValue."""
+    days = (period.last - period.first).days + 1
+    interval = period.asked or next((interval for most, interval in _FINEST if days <= most), "month")
+    if interval == "hour":
+        interval = "day"
+    found = replace(period, interval=interval)
+    while len(found.buckets) > MAX_INTERVALS:
+        if found.interval == "month":
+            raise InvalidValue("from", f"Choose {MAX_INTERVALS} months at most.")
+        found = replace(period, interval=_LONGER[found.interval])
+    return found
+
+
+def checked_token(parameter: str, event_token: str) -> str:
+    """An event token that can be asked for. Raises InvalidValue for `parameter`."""
+    if not event_token or len(event_token) > MAX_EVENT_TOKEN:
+        raise InvalidValue(parameter, f"An event token has 1 to {MAX_EVENT_TOKEN} characters.")
+    try:
+        event_token.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(parameter, "This is no text.") from None
+    return event_token
+
+
+def _interval(period: Period) -> tuple[str, Parameters]:
+    """The number of the interval that a row is in, and the parameters it needs.
+
+    Looked up in a list by the slot of time: all slots are of one length, the longest that all intervals are made of.
+    That is a day, and where clocks change an hour or a part of one. `roundDown` would search a list for each row.
+    """
+    starts = [seconds(at) for at in period.buckets]
+    slot = math.gcd(*(at - starts[0] for at in starts[1:])) or max(1, seconds(period.end) - starts[0])
+    ends = [*starts[1:], seconds(period.end)]
+    slots = [max(1, math.ceil((end - start) / slot)) for start, end in zip(starts, ends, strict=True)]
+    listed = "arrayFlatten(arrayMap((n, interval) -> arrayWithConstant(n, interval), {slots:Array(UInt32)}, "
+    listed += "{intervals:Array(UInt8)}))"
+    at = f"intDiv(toUnixTimestamp64Milli(received_at) - {starts[0]}000, {slot}000)"
+    return f"{listed}[{at} + 1]", {"slots": slots, "intervals": list(range(len(starts)))}
+
+
+def _shares(cohorts: list[Cohort], running: bool) -> list[float | None]:
+    shares: list[float | None] = []
+    for distance in range(len(cohorts)):
+        old = [cohort for cohort in cohorts if cohort.size and distance < len(cohort.returned) - running]
+        people = sum(cohort.size for cohort in old)
+        shares.append(share_of(sum(cohort.returned[distance] for cohort in old), people) if people else None)
+    return shares
+
+
+def _running(period: Period) -> bool:
+    """Whether the last interval goes on after the period."""
+    return len(replace(period, end=period.end + timedelta(seconds=1)).buckets) == len(period.buckets)
