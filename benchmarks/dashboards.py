@@ -162,12 +162,12 @@ async def _panels(app: App, store: EventStore, runs: int) -> Measured:
 
 async def times_of(work: Callable[[], Awaitable[Any]], runs: int) -> list[float]:
     """In ms, sorted; the first one, which reads from the disk, is not counted."""
-    times: list[float] = []
+    taken: list[float] = []
     for _ in range(runs + 1):
         began = time.perf_counter()
         await work()
-        times.append(1000 * (time.perf_counter() - began))
-    return sorted(times[1:])
+        taken.append(1000 * (time.perf_counter() - began))
+    return sorted(taken[1:])
 
 
 class Reloading:

@@ -5,6 +5,7 @@
     event_token!=signup           is none of them (the name ends in "!")
     params.plan=pro               the custom value `plan`
     params.address.city=Berlin    a field of an object in it
+    person.plan=pro               the person's property `plan`, as it is now
     missing=params.plan           was not sent, or is null
     missing!=params.plan          was sent
     empty=params.plan             is the empty text
@@ -26,6 +27,8 @@ from tenants.reports.sql import COLUMNS, value_of
 MAX_CONDITIONS = 30
 # Read from the text of the values, which takes twenty times the time: see sql.py.
 MAX_SLOW_FIELDS = 2
+# Each is read of all people, and held in memory meanwhile.
+MAX_PROPERTIES = 3
 # A field of a longer name can be sent, and read back with its event, but no report is about it.
 MAX_NAME = 1_000
 _MISSING, _EMPTY = "missing", "empty"
@@ -33,7 +36,7 @@ _MISSING, _EMPTY = "missing", "empty"
 
 @dataclass(frozen=True)
 class Condition:
-    """`field` is a column or `params.…`; `value` is None for "not sent"; negated: it is anything else."""
+    """`field` is a column, `params.…` or `person.…`; `value` is None for "not sent"; negated: it is anything else."""
 
     field: str
     value: str | None
@@ -116,7 +119,7 @@ def filters_of(pairs: Sequence[tuple[str, str]]) -> Filters:
         plain = name.removesuffix("!")
         if plain in (_MISSING, _EMPTY):
             field, wanted = field_of(value, plain), None if plain == _MISSING else ""
-        elif plain in COLUMNS or plain.startswith("params."):
+        elif plain in COLUMNS or plain.startswith(("params.", "person.")):
             if not value:
                 continue  # a form's field that was left empty
             field = field_of(plain.removesuffix(".") if plain.endswith("!.") else plain, name)
@@ -124,7 +127,10 @@ def filters_of(pairs: Sequence[tuple[str, str]]) -> Filters:
         else:
             continue
         filters = filters.with_(field, wanted, negated=name.endswith("!"))
-        if len({each.field for each in filters.conditions if "`" in each.field}) > MAX_SLOW_FIELDS:
+        fields = {each.field for each in filters.conditions}
+        if sum(field.startswith("person.") for field in fields) > MAX_PROPERTIES:
+            raise InvalidValue(name, f"Use {MAX_PROPERTIES} properties of persons at most.")
+        if sum(field.startswith("params.") and "`" in field for field in fields) > MAX_SLOW_FIELDS:
             raise InvalidValue(name, f"Use {MAX_SLOW_FIELDS} fields with a backtick in their name at most.")
         if len(filters.conditions) > MAX_CONDITIONS:
             raise InvalidValue(name, f"Use {MAX_CONDITIONS} filters at most.")
@@ -136,9 +142,11 @@ def field_of(name: str, parameter: str = "field") -> str:
     if name in COLUMNS:
         return name
     kind, _, path = name.partition(".")
-    if kind != "params" or not all(path.split(".")) or not _is_text(path):
+    if kind not in ("params", "person") or not all(path.split(".")) or not _is_text(path):
         known = ", ".join(COLUMNS)
-        raise InvalidValue(parameter, f"Name one of {known}, or a field of params such as params.plan.")
+        raise InvalidValue(
+            parameter, f"Name one of {known}, a field of params such as params.plan, or of the person: person.plan."
+        )
     if len(path) > MAX_NAME:
         raise InvalidValue(parameter, f"The name of a field may have {MAX_NAME:,} characters here.")
     if path.count(".") >= MAX_LEVELS:
@@ -146,9 +154,15 @@ def field_of(name: str, parameter: str = "field") -> str:
     return name
 
 
-def _value(field: str, value: str) -> str:
+def text_for(parameter: str, value: str) -> str:
+    """A value to compare with. Raises InvalidValue for `parameter`."""
     if not _is_text(value) or len(value) > MAX_QUERY:
-        raise InvalidValue(field, f"Give a text of {MAX_QUERY:,} characters at most.")
+        raise InvalidValue(parameter, f"Give a text of {MAX_QUERY:,} characters at most.")
+    return value
+
+
+def _value(field: str, value: str) -> str:
+    text_for(field, value)
     if field == "category" and value not in ("event", "revenue"):
         raise InvalidValue(field, "A category is event or revenue.")
     if field == "currency":

@@ -12,6 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from application import Site
+from known import know
 from litestar.routes import HTTPRoute
 
 from tenants import keys, members, sessions, tokens
@@ -90,6 +91,8 @@ async def things(alice: Tenant, owner: httpx.AsyncClient, shop: App) -> Things:
     (session,) = await sessions.list_sessions(user, datetime.now(UTC))
     (token,) = await tokens.list_tokens(shop)
     key, _ = await keys.create_key(alice, "Laptop")
+    person = uuid4()
+    await know(shop, person, email="reader@example.org")
     invitation, _ = await members.invite(alice, "new@example.org", Role.MEMBER, datetime.now(UTC))
     return Things(
         shop,
@@ -97,6 +100,7 @@ async def things(alice: Tenant, owner: httpx.AsyncClient, shop: App) -> Things:
             "app_id": str(shop.id),
             "token": token.token,
             "name": "totals",
+            "person_id": str(person),
             "nonce": "a" * 16,
             "session_id": str(session.id),
             "key_id": str(key.id),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import account, accounts, apps, dashboards, exports, landing, live, snippet
+from web.pages import account, accounts, apps, dashboards, exports, landing, live, people, snippet
 
 PAGES: Sequence[ControllerRouterHandler] = [
     *landing.handlers,
@@ -12,6 +12,7 @@ PAGES: Sequence[ControllerRouterHandler] = [
     *apps.handlers,
     *dashboards.handlers,
     *live.handlers,
+    *people.handlers,
     *snippet.handlers,
     *exports.handlers,
     *account.handlers,
