@@ -323,10 +323,20 @@ async def later(taken: TakenToken, key: SecretKey, due_at: int, fbid: str | None
 
 
 async def pause(app_id: UUID, until_ms: int, code: int) -> None:
-    """Ask Graph nothing of this app until then; `code` is its error, 0 for none."""
-    await GraphPause.insert(GraphPause(app_id=app_id, until=until_ms, code=code)).on_conflict(
-        target=GraphPause.app_id, action="DO UPDATE", values=[GraphPause.until, GraphPause.code]
+    """Ask Graph nothing of this app until then, or longer if it is to rest longer; `code` is its error, 0 for none."""
+    await GraphPause.raw(
+        "INSERT INTO graph_pause (app_id, until, code) VALUES ({}, {}, {}) ON CONFLICT (app_id) DO UPDATE SET "
+        "code = excluded.code, until = CASE WHEN excluded.until > graph_pause.until THEN excluded.until "
+        "ELSE graph_pause.until END",
+        app_id,
+        until_ms,
+        code,
     )
+
+
+async def all_well(app_id: UUID, now_ms: int) -> None:
+    """Graph answers again: forget the error it gave, unless it is still to rest."""
+    await GraphPause.delete().where(GraphPause.app_id == app_id, GraphPause.until <= now_ms)
 
 
 async def unscoped_take_sightings(key: SecretKey, now_ms: int, limit: int) -> list[Sighting]:

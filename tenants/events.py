@@ -56,7 +56,20 @@ TRAFFIC_COLUMNS = (
     ("duplicate", "UInt64"),
     ("limited", "UInt64"),
 )
-COLUMNS = {"events": EVENT_COLUMNS, "rejections": REJECTION_COLUMNS, "traffic": TRAFFIC_COLUMNS}
+PROPERTY_COLUMNS = (
+    ("app_id", "UUID"),
+    ("field", "String"),
+    ("person_id", "UUID"),
+    ("value", "String"),
+    ("received_at", "DateTime64(3, 'UTC')"),
+    ("version", "UInt64"),
+)
+COLUMNS = {
+    "events": EVENT_COLUMNS,
+    "rejections": REJECTION_COLUMNS,
+    "traffic": TRAFFIC_COLUMNS,
+    "person_properties": PROPERTY_COLUMNS,
+}
 
 # What became of a hit, and the columns of `traffic`, in their order.
 OUTCOMES = ("recorded", "rejected", "duplicate", "limited")
