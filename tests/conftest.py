@@ -27,6 +27,16 @@ def _postgres_programs() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
 
 
+# They start servers, load them and look at the clock: one worker tells these stories, one after the other.
+_ALONE = {"live", "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in _ALONE:
+            item.add_marker(pytest.mark.xdist_group("alone"))
+
+
 class Postgres:
     """A PostgreSQL cluster of this run's own, in `folder`, which is removed with it."""
 

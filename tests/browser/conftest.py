@@ -34,7 +34,15 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(
             executable_path=program,
             # As root, which tests in a container are, Chromium runs only without its sandbox; pages are our own.
-            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-quic", "--disable-background-networking"],
+            args=[
+                "--no-sandbox",
+                "--disable-dev-shm-usage",
+                "--disable-gpu",  # there is none, and its stand-in takes a process that may crash a page's
+                "--disable-quic",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
         )
         yield browser
         browser.close()

@@ -90,10 +90,11 @@ def test_full_and_free_again(small_disk: Path, machine: Machine, shop: App) -> N
     stored = machine.stored("SELECT JSONExtractInt(params_text, 'n'), count() FROM events GROUP BY ALL")
     # The hits that asked whether there is room again are not counted here.
     assert {number: count for number, count in stored if number < 10_000} == dict.fromkeys(kept, 1)
-    # One line when the trouble began and one when it ended, not one a hit.
-    events = [line["event"] for line in process.logged()]
-    assert sum(event.startswith("journal cannot keep hits") for event in events) == 2
-    assert sum(event.startswith("journal keeps hits again") for event in events) == 2
+    # One line when trouble begins and one when it ends, not one a hit. (The digest may make room for one hit meanwhile:
+    # then trouble ends, and begins again.)
+    told = [line["event"].partition(" hits")[0] for line in process.logged() if line["event"].startswith("journal ")]
+    assert told == ["journal cannot keep", "journal keeps"] * (len(told) // 2)
+    assert 4 <= len(told) < 20
 
 
 def test_ready_again_without_a_hit_once_there_is_room(small_disk: Path, machine: Machine, shop: App) -> None:
