@@ -5,6 +5,7 @@
     event_token!=signup           is none of them (the name ends in "!")
     params.plan=pro               the custom value `plan`
     params.address.city=Berlin    a field of an object in it
+    person.plan=pro               the person's property `plan`, as it is now
     missing=params.plan           was not sent, or is null
     missing!=params.plan          was sent
     empty=params.plan             is the empty text
@@ -33,7 +34,7 @@ _MISSING, _EMPTY = "missing", "empty"
 
 @dataclass(frozen=True)
 class Condition:
-    """`field` is a column or `params.…`; `value` is None for "not sent"; negated: it is anything else."""
+    """`field` is a column, `params.…` or `person.…`; `value` is None for "not sent"; negated: it is anything else."""
 
     field: str
     value: str | None
@@ -108,7 +109,7 @@ def filters_of(pairs: Sequence[tuple[str, str]]) -> Filters:
         plain = name.removesuffix("!")
         if plain in (_MISSING, _EMPTY):
             field, wanted = field_of(value, plain), None if plain == _MISSING else ""
-        elif plain in COLUMNS or plain.startswith("params."):
+        elif plain in COLUMNS or plain.startswith(("params.", "person.")):
             if not value:
                 continue  # a form's field that was left empty
             field = field_of(plain.removesuffix(".") if plain.endswith("!.") else plain, name)
@@ -128,9 +129,11 @@ def field_of(name: str, parameter: str = "field") -> str:
     if name in COLUMNS:
         return name
     kind, _, path = name.partition(".")
-    if kind != "params" or not all(path.split(".")) or not _is_text(path):
+    if kind not in ("params", "person") or not all(path.split(".")) or not _is_text(path):
         known = ", ".join(COLUMNS)
-        raise InvalidValue(parameter, f"Name one of {known}, or a field of params such as params.plan.")
+        raise InvalidValue(
+            parameter, f"Name one of {known}, a field of params such as params.plan, or of the person: person.plan."
+        )
     if len(path) > MAX_NAME:
         raise InvalidValue(parameter, f"The name of a field may have {MAX_NAME:,} characters here.")
     if path.count(".") >= MAX_LEVELS:
@@ -138,9 +141,15 @@ def field_of(name: str, parameter: str = "field") -> str:
     return name
 
 
-def _value(field: str, value: str) -> str:
+def text_for(parameter: str, value: str) -> str:
+    """A value to compare with. Raises InvalidValue for `parameter`."""
     if not _is_text(value) or len(value) > MAX_QUERY:
-        raise InvalidValue(field, f"Give a text of {MAX_QUERY:,} characters at most.")
+        raise InvalidValue(parameter, f"Give a text of {MAX_QUERY:,} characters at most.")
+    return value
+
+
+def _value(field: str, value: str) -> str:
+    text_for(field, value)
     if field == "category" and value not in ("event", "revenue"):
         raise InvalidValue(field, "A category is event or revenue.")
     if field == "currency":

@@ -29,11 +29,13 @@ def person_of(apps: str = ONE_APP) -> str:
     return f"transform(cityHash64(person_id), {aliases}.1, {aliases}.2, cityHash64(person_id))"
 
 
+# All zeros is nobody.
+SOMEBODY = "person_id != toUUID('00000000-0000-0000-0000-000000000000')"
+
+
 def persons_if(condition: str, apps: str = ONE_APP) -> str:
-    """How many persons there are in rows with this condition, exactly. All zeros is nobody."""
-    return (
-        f"uniqExactIf({person_of(apps)}, {condition} AND person_id != toUUID('00000000-0000-0000-0000-000000000000'))"
-    )
+    """How many persons there are in rows with this condition, exactly."""
+    return f"uniqExactIf({person_of(apps)}, {condition} AND {SOMEBODY})"
 
 
 PERSON = person_of()
@@ -62,28 +64,55 @@ class Value:
 
 
 def value_of(field: str, prefix: str) -> Value:
-    """How to read a field (`event_token`, `params.address.city`); `prefix` keeps its parameters from others'."""
+    """How to read a field (`event_token`, `params.address.city`, `person.plan`).
+
+    `prefix` keeps its parameters from others'.
+    """
     if field in COLUMNS:
         return Value(field, f"{field} = ''", "0", "[]", {})
-    path = field.removeprefix("params.").split(".")
+    kind, *path = field.split(".")
+    if kind == "person":
+        query, parameters = properties_of(path[0], prefix)
+        # The engine computes the same subquery once.
+        all_values = f"(SELECT (groupArray(who), groupArray(value)) FROM ({query}))"
+        own = f"transform({PERSON}, {all_values}.1, {all_values}.2, 'null')"
+        value = json_value(own, path[1:], prefix)
+        return Value(value.text, value.missing, value.listed, value.elements, value.parameters | parameters)
     if "`" not in field:
         value = "params." + ".".join("`" + name.replace("\\", "\\\\") + "`" for name in path)
         listed = f"startsWith(toString({value}), '[') AND startsWith(dynamicType({value}), 'Array')"
         text = f"assumeNotNull(toJSONString({value}))"
         return Value(f"toString({value})", f"{value} IS NULL", f"({listed})", _elements(text), {})
+    return json_value("params_text", path, prefix)
+
+
+def json_value(text: str, path: Sequence[str], prefix: str) -> Value:
+    """How to read what lies at a path in the JSON text of an expression; in the text itself where there is no path."""
     parameters = {f"{prefix}_{level}": name for level, name in enumerate(path)}
-    keys = ", ".join(f"{{{name}:String}}" for name in parameters)
-    raw = f"JSONExtractRaw(params_text, {keys})"
+    keys = "".join(f", {{{name}:String}}" for name in parameters)
+    raw = f"JSONExtractRaw({text}{keys})" if path else text
     # Null and an object, whose fields are fields of their own, are missing in the JSON column, too.
     missing = f"({raw} IN ('', 'null') OR startsWith({raw}, '{{'))"
-    text = f"multiIf({missing}, '', startsWith({raw}, '\"'), JSONExtractString(params_text, {keys}), {raw})"
-    return Value(text, missing, f"startsWith({raw}, '[')", _elements(raw), parameters)
+    shown = f"multiIf({missing}, '', startsWith({raw}, '\"'), JSONExtractString({text}{keys}), {raw})"
+    return Value(shown, missing, f"startsWith({raw}, '[')", _elements(raw), parameters)
 
 
 def _elements(text: str) -> str:
     elements = f"JSONExtractArrayRaw({text})"
     texts = f"arrayMap(e -> if(startsWith(e, '\"'), JSONExtractString(e), e), {elements})"
     return f"if(empty({elements}), ['[]'], arrayDistinct({texts}))"
+
+
+def properties_of(field: str, prefix: str) -> tuple[str, Parameters]:
+    """A query of persons (`who`, as PERSON) and the newest `value` of a property, JSON text, of all who have it.
+
+    `field` is the top-level one; persons who were merged have one value, the newest of all theirs.
+    """
+    query = (
+        f"SELECT {PERSON} AS who, argMax(value, version) AS value FROM person_properties "
+        f"WHERE {ONE_APP} AND field = {{{prefix}_field:String}} GROUP BY who"
+    )
+    return query, {f"{prefix}_field": field}
 
 
 def rows_of(start: datetime, end: datetime, table: str = "events") -> str:

@@ -31,10 +31,14 @@ class Shop:
         at: datetime | None = None,
         *,
         person: UUID | None = None,
+        identified: bool = False,
         params: dict[str, Any] | None = None,
         **query: Any,
     ) -> None:
-        """One hit, a minute ago if no time is given; of category revenue where it has an `amount`."""
+        """One hit, a minute ago if no time is given; of category revenue where it has an `amount`.
+
+        `identified`: something was known of the person, whose properties the values then are.
+        """
         at = at or NOW - timedelta(minutes=1)
         category: Category = "revenue" if "amount" in query else "event"
         sent = {"event_token": event_token, "params": msgspec.json.encode(params or {}), **query}
@@ -46,7 +50,14 @@ class Shop:
             return
         visitor = person.int if person else 0
         row = event_row(found, self.app.id.int, milliseconds, hit_id, category, visitor, "", b"", b"", b"")
-        self._rows["events"].append(row)
+        self._rows["events"].append((*row[:-1], identified))
+
+    async def merge(self, alias: UUID, person: UUID) -> None:
+        """One person turned out to be another; the events are not rewritten yet."""
+        await self.events.change(
+            "INSERT INTO person_aliases VALUES ({app:UUID}, {alias:UUID}, {person:UUID}, 1)",
+            {"app": str(self.app.id), "alias": str(alias), "person": str(person)},
+        )
 
     def traffic(self, at: datetime, *counts: int) -> None:
         """Recorded, rejected, duplicate, limited hits of a minute."""
