@@ -227,6 +227,7 @@ async def run(settings: Settings, role: Role) -> None:
                 public_url=settings.public_url,
                 pixel_url=settings.pixel_url,
                 version=version("onepx"),
+                secret_key=settings.secret_key,
                 client_address=lambda scope: client_address(scope, settings.trusted_proxies),
             ),
         )

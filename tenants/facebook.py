@@ -15,6 +15,11 @@ _SECRET = re.compile(r"[!-~]{16,128}")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 
 
+def facebook_key(secret: str) -> SecretKey:
+    """The key of all that has to do with Facebook: access tokens, app secrets, profiles."""
+    return SecretKey(secret, "facebook")
+
+
 class Credentials(NamedTuple):
     """What Graph is asked with. `secret` is None where the key it was encrypted with is lost."""
 

@@ -22,6 +22,7 @@ from litestar.types import Scope
 
 from tenants.errors import Busy, InvalidValue, NotFound, TooManyTries, Unavailable
 from tenants.events import Queries
+from tenants.facebook import facebook_key
 from web.api import api, described
 from web.assets import Assets, static
 from web.guards import DEPENDENCIES, AnyRequest, Forbidden, LoginNeeded, login_address
@@ -40,12 +41,14 @@ def create_app(
     *,
     public_url: str,
     version: str,
+    secret_key: str,
     pixel_url: str = "",
     client_address: Callable[[Scope], str] = lambda scope: scope["client"][0] if scope["client"] else "",
 ) -> Litestar:
     """The application over an event store; the control database is bound to the tables already.
 
-    `client_address` tells whose request it is, through whatever proxies are trusted.
+    `secret_key` encrypts what must be read again. `client_address` tells whose request it is, through whatever proxies
+    are trusted.
     """
     pixel_url = pixel_url or public_url
     state = State(
@@ -55,6 +58,7 @@ def create_app(
             "pixel_url": pixel_url,
             "secure": public_url.startswith("https:"),
             "client_address": client_address,
+            "facebook_key": facebook_key(secret_key),
             "assets": Assets(),
         }
     )
@@ -64,7 +68,9 @@ def create_app(
         state=state,
         middleware=[DefineMiddleware(SameOrigin, public_url=public_url)],
         # Files have their own; an export is streamed.
-        compression_config=CompressionConfig(backend="gzip", gzip_compress_level=5, exclude=["^/static/", "/export$"]),
+        compression_config=CompressionConfig(
+            backend="gzip", gzip_compress_level=5, exclude=["^/static/", "/export$", "/download$"]
+        ),
         exception_handlers={
             LoginNeeded: _login_needed,
             Forbidden: _forbidden,
