@@ -4,7 +4,7 @@ A batch is a fixed range of the journal, remembered on disk before anything of i
 made from that range, and the journal moves on only after them. Killed anywhere in between, the same range is digested
 again to the same rows, under the same tokens.
 
-    range -> decode -> claim event ids -> insert events, rejections, traffic -> move on -> remove digested segments
+    range -> decode -> claim event ids -> identify -> insert events, rejections, traffic -> move on -> remove segments
 
 What fails is told apart: the store is away or full -> the batch waits and is tried again; a hit cannot be digested (a
 bug of ours) -> it alone is set aside with its error, for `onepx digest retry`.
@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import sqlite3
 import sys
 import time
@@ -42,11 +43,12 @@ from server.journal import (
     segment_sizes,
 )
 from server.routes import Routes
-from tenants import event_ids
+from tenants import event_ids, people
 from tenants.errors import Unavailable
 from tenants.event_ids import Claim
 from tenants.events import OUTCOMES, Row, event_row, rejection_row
 from tenants.hits import Category, Event, Rejection, decode
+from tenants.people import Sighting
 from tenants.tokens import Route
 
 log = structlog.get_logger()
@@ -101,6 +103,8 @@ class Understood:
     events: list[Row] = field(default_factory=list[Row])
     rejections: list[Row] = field(default_factory=list[Row])
     claims: list[Claim] = field(default_factory=list[Claim])
+    # Of events that may be somebody's; the others are of visitors who are new, or ask not to be tracked.
+    sightings: list[Sighting] = field(default_factory=list[Sighting])
     duplicates: int = 0
     traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter[tuple[int, int, str]])
     failed: dict[int, str] = field(default_factory=dict[int, str])
@@ -122,8 +126,12 @@ class State:
             CREATE TABLE IF NOT EXISTS set_aside (
                 number INTEGER PRIMARY KEY, hit_id BLOB NOT NULL UNIQUE, hit BLOB NOT NULL, error TEXT NOT NULL,
                 attempts INTEGER NOT NULL DEFAULT 1, retry INTEGER NOT NULL DEFAULT 0);
+            CREATE TABLE IF NOT EXISTS journal (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL);
             """
         )
+        # What this journal's batches are known by among those of other machines.
+        self._db.execute("INSERT INTO journal VALUES (1, ?) ON CONFLICT DO NOTHING", (secrets.token_hex(16),))
+        self.journal = str(self._db.execute("SELECT name FROM journal").fetchone()[0])
 
     def positions(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT segment, digested FROM position"))
@@ -236,6 +244,20 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
                         hit.received_at,
                     )
                     found.claims.append(claim)
+                visitor, email, uuid, fbid = hit.visitor_id, meaning.email, meaning.uuid, meaning.fbid
+                if visitor is not None and (email or uuid or fbid or not hit.new_visitor):
+                    found.sightings.append(
+                        Sighting(
+                            named.to_bytes(16, "big"),
+                            hit.received_at,
+                            hit.app_id,
+                            visitor,
+                            hit.new_visitor,
+                            uuid,
+                            email,
+                            fbid,
+                        )
+                    )
                 traffic[app, minute, "recorded"] += 1
                 if hit.watch:
                     found.watched[named] = Outcome(hit.watch, "recorded", meaning.warnings)
@@ -269,6 +291,16 @@ def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
         if named in found.watched:
             found.watched[named].result = "duplicate"
     found.events = kept
+    found.sightings = [sighting for sighting in found.sightings if sighting.hit_id not in duplicates]
+
+
+def attribute(found: Understood, persons: Mapping[bytes, bytes]) -> None:
+    """Give the events to whom they belong, by hit id; all others are anonymous visitors' or nobody's."""
+    if not persons:
+        return
+    of = {int.from_bytes(hit, "big"): int.from_bytes(person, "big") for hit, person in persons.items()}
+    # The last two columns are person and whether anything is known of them.
+    found.events = [(*row[:-2], of[row[2]], True) if row[2] in of else row for row in found.events]
 
 
 def traffic_rows(traffic: Mapping[tuple[int, int, str], int], limited: Iterable[tuple[bytes, int, int]]) -> list[Row]:
@@ -346,6 +378,8 @@ class Digester:
         self._state: State | None = None
         self._stopping = asyncio.Event()
         self._purged = 0.0
+        # Whether the event store may have to hear of persons: a digest that was killed may have left some.
+        self._untold = True
 
     def stop(self) -> None:
         """End `run` after the current batch; the rest stays in the journal."""
@@ -403,6 +437,8 @@ class Digester:
         """Digest what there is, up to a batch's size; returns whether there is more than a small batch's worth."""
         began = time.perf_counter()
         batch = self._next_batch(state)
+        if self._untold:
+            await self._tell()
         if batch is None:
             await self._purge(state)
             return False
@@ -411,6 +447,8 @@ class Digester:
         async with asyncio.timeout(_CLAIM_SECONDS):
             duplicates = await event_ids.claim(found.claims)
         drop_duplicates(found, duplicates)
+        async with asyncio.timeout(_CLAIM_SECONDS):
+            attribute(found, await self._identify(state, batch, found.sightings))
         await self._store_batch(state, batch, found)
         if found.watched:
             await self._listener.became(list(found.watched.values()))
@@ -426,6 +464,21 @@ class Digester:
         figures.seconds += time.perf_counter() - began
         await self._listener.progressed(figures)
         return len(batch.hits) >= _BATCH_HITS // 2
+
+    async def _identify(self, state: State, batch: Batch, sightings: list[Sighting]) -> dict[bytes, bytes]:
+        self._untold = True
+        now = int(time.time() * 1000)
+        persons = await people.identify(sightings, state.journal, batch.token, batch.again, now)
+        await self._tell()
+        return persons
+
+    async def _tell(self) -> None:
+        """Tell the event store which persons turned out to be others."""
+        while rows := await people.unscoped_untold():
+            token = hashlib.blake2b(repr(rows).encode(), digest_size=16).hexdigest()
+            await self._inserts.insert("person_aliases", rows, token)
+            await people.told(rows)
+        self._untold = False
 
     async def _know_apps(self, batch: Batch) -> None:
         """A hit accepted by another process may be of an app made since this one last looked."""

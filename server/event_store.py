@@ -46,10 +46,12 @@ _READERS = 3
 _GIVING_WAY = {"os_thread_priority": 19}
 _BUSY_BYTES = 20_000  # of a batch of the digest's, a fifth of a second
 _BUSY_SECONDS = 2.0
-# Reports of one app that may wait for each other: some dashboards that are opened at once.
-_WAITING_OF_ONE = 60
+# Queries of one tenant that may wait for each other: a dozen dashboards that are opened at once.
+_WAITING_OF_ONE = 120
 # A query that takes longer holds a reader from everybody.
 _QUERY_SECONDS = 30
+# The embedded engine's memory is that of the process that takes hits. At half of it groups go to the disk.
+_QUERY_BYTES = 1024**3
 # Exports at once, and of one tenant: each computes on one core for as long as its reader takes.
 _STREAMS = 4
 _STREAMS_OF_ONE = 2
@@ -91,7 +93,7 @@ class EventStoreRefused(Exception):
 
 
 class _Turn:
-    """An app's share of the readers: all but one, so that its slow reports leave another app's one."""
+    """A tenant's share of the readers: all but one, so that its slow reports leave another tenant's one."""
 
     def __init__(self) -> None:
         self.readers = asyncio.Semaphore(_READERS - 1)
@@ -113,8 +115,8 @@ class EventStore:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
         self._exports = ThreadPoolExecutor(_STREAMS, thread_name_prefix="export")
-        # By app, while it asks.
-        self._turns: dict[str, _Turn] = {}
+        # By tenant, while it asks.
+        self._turns: dict[int, _Turn] = {}
         # Who has a stream that is being written.
         self._streaming: list[int] = []
         self._streams = WeakSet[ByteStream]()
@@ -155,14 +157,16 @@ class EventStore:
             self.errors += 1
             raise EventStoreUnavailable(_reason(error)) from error
 
-    async def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Rows of a query with `{name:Type}` parameters.
+    async def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, whose: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of a query with `{name:Type}` parameters, for a tenant or, None, for ourselves.
 
-        Raises EventStoreUnavailable, EventStoreRefused, or Busy when the app in `app` asks for too much at once.
+        Raises EventStoreUnavailable, EventStoreRefused, or Busy when the tenant asks for too much at once.
         """
 
         def read(client: Client) -> list[dict[str, Any]]:
-            settings: dict[str, Any] = dict(_GIVING_WAY) if self.embedded else {}
+            settings: dict[str, Any] = {"max_memory_usage": _QUERY_BYTES} | (_GIVING_WAY if self.embedded else {})
             turn: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
             if time.monotonic() < self._busy_until:
                 settings["max_threads"] = 1
@@ -171,12 +175,11 @@ class EventStore:
                 found: Any = client.query(sql, parameters=dict(parameters or {}), settings=settings)
             return list(found.named_results())
 
-        whose = str((parameters or {}).get("app", ""))
-        if not whose:  # the digest's, and a tenant's list of apps
+        if whose is None:
             return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
         turn = self._turns.setdefault(whose, _Turn())
         if turn.waiting >= _WAITING_OF_ONE:
-            raise Busy("too many reports of this app are asked for at once")
+            raise Busy("too many reports of this tenant are asked for at once")
         turn.waiting += 1
         try:
             async with turn.readers:

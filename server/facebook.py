@@ -5,7 +5,6 @@ import hashlib
 import random
 import time
 from collections.abc import Sequence
-from typing import Protocol
 from uuid import UUID
 
 import msgspec
@@ -13,8 +12,8 @@ import structlog
 
 from server.event_store import EventStore
 from server.graph import Expired, Graph, Later, Refused
-from tenants import access_tokens, facebook
-from tenants.access_tokens import TOKEN_MS, Profile, Sighting, TakenToken
+from tenants import access_tokens, facebook, people
+from tenants.access_tokens import TOKEN_MS, Profile, Sender, TakenToken
 from tenants.errors import NotFound
 from tenants.events import Row
 from tenants.facebook import Credentials
@@ -28,7 +27,7 @@ _LOOK_SECONDS = 1.0
 # Of one app before it is another's turn, asked about at once: Graph's limits are of the app.
 _TOKENS_AT_ONCE = 8
 # Some tens of milliseconds each.
-_SIGHTINGS_AT_ONCE = 50
+_SENDERS_AT_ONCE = 50
 _PURGE_SECONDS = 3600.0
 _FIRST_WAIT_MS = 30_000
 _LONGEST_WAIT_MS = 6 * 3_600_000
@@ -36,32 +35,13 @@ _LONGEST_WAIT_MS = 6 * 3_600_000
 _WRONG_PARAMETER = 100
 
 
-class Learn(Protocol):
-    """people.learn: one more sighting of a person, who is returned."""
-
-    async def __call__(
-        self,
-        app_id: UUID,
-        hit_id: bytes,
-        received_at_ms: int,
-        visitor: bytes | None,
-        *,
-        uuid: str | None,
-        email: str | None,
-        fbid: str | None,
-    ) -> bytes:
-        """Protocol section 3 for these identifiers; the person's id."""
-        ...
-
-
 class TokenResolver:
     """Resolves the access tokens that wait; any number of processes do it side by side."""
 
-    def __init__(self, store: EventStore, graph: Graph, key: SecretKey, learn: Learn) -> None:
+    def __init__(self, store: EventStore, graph: Graph, key: SecretKey) -> None:
         self._store = store
         self._graph = graph
         self._key = key
-        self._learn = learn
         self._last_app = UUID(int=0)
         self._purged = 0.0
         self._failing = False
@@ -166,32 +146,33 @@ class TokenResolver:
         return min(now_ms + int(max(wait, least_ms) * spread), taken.received_at_ms + TOKEN_MS)
 
     async def _tell_some(self, now_ms: int) -> bool:
-        sightings = await access_tokens.unscoped_take_sightings(self._key, now_ms, _SIGHTINGS_AT_ONCE)
-        if not sightings:
+        senders = await access_tokens.unscoped_take_senders(self._key, now_ms, _SENDERS_AT_ONCE)
+        if not senders:
             return False
-        app_ids = {each.app_id for each in sightings}
+        app_ids = {each.app_id for each in senders}
         alive = {row["id"] for row in await App.select(App.id).where(App.id.is_in(list(app_ids)))}
         for app_id in app_ids - alive:
             await access_tokens.forget_app(app_id)
-        told: list[Sighting] = []
+        told: list[Sender] = []
         rows: list[Row] = []
-        for each in sightings:
+        for each in senders:
             if each.app_id not in alive:
                 continue
             try:
-                person = await self._learn(
-                    each.app_id,
+                seen = people.Sighting(
                     each.hit_id,
                     each.received_at_ms,
+                    each.app_id.bytes,
                     each.visitor,
                     uuid=each.uuid,
                     email=each.email,
                     fbid=each.resolved_fbid or each.fbid,
                 )
+                person = await people.learn(seen, now_ms)
             except Exception as error:  # whatever it is, it must not hold up the others; it is told when the lease ends
                 self._failed(error)
                 continue
-            rows += property_rows(each, person)
+            rows += property_rows(each, person or UUID(bytes=each.visitor or each.hit_id))
             told.append(each)
         if told:
             token = hashlib.blake2b(b"".join(each.key for each in told), digest_size=16).hexdigest()
@@ -200,24 +181,24 @@ class TokenResolver:
         return True
 
 
-def property_rows(sighting: Sighting, person: bytes) -> Sequence[Row]:
+def property_rows(sender: Sender, person: UUID) -> Sequence[Row]:
     """What became of a token as rows of person_properties; told again they are the same."""
-    profile = sighting.profile
+    profile = sender.profile
     values = {
-        "facebook_state": sighting.state.value,
+        "facebook_state": sender.state.value,
         "facebook_name": profile.name,
         "facebook_email": profile.email,
         "custom_audience_id": profile.audience_id,
     }
     # As the event store orders the values of the hits themselves: by time, and within a millisecond somehow.
-    version = sighting.received_at_ms * 1_048_576 + int.from_bytes(sighting.hit_id[-3:]) % 1_048_576
+    version = sender.received_at_ms * 1_048_576 + int.from_bytes(sender.hit_id[-3:]) % 1_048_576
     return [
         (
-            sighting.app_id.int,
+            sender.app_id.int,
             field,
-            int.from_bytes(person),
+            person.int,
             msgspec.json.encode(value).decode(),
-            sighting.received_at_ms,
+            sender.received_at_ms,
             version,
         )
         for field, value in values.items()

@@ -1,8 +1,8 @@
 """Facebook access tokens that came with hits, from the digest until whose they are is told to their persons.
 
-    keep -> AccessToken (encrypted, one row however often it was sent) and TokenSighting (who sent it)
+    keep -> AccessToken (encrypted, one row however often it was sent) and TokenSender (who sent it)
     take -> asked of Graph -> resolved, given_up or later
-    take_sightings -> the person learns of it -> told
+    take_senders -> the person learns of it -> told
 
 Right with any number of processes, killed anywhere: a row is taken by moving on when it is due, so whoever takes it has
 it for `LEASE_MS`, and after that it is anybody's again. What is told twice changes nothing.
@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 
 from tenants.secrets import SecretKey
-from tenants.tables import AccessToken, App, GraphPause, TokenSighting, TokenState, transaction
+from tenants.tables import AccessToken, App, GraphPause, TokenSender, TokenState, transaction
 
 # A token is erased then, resolved or not.
 TOKEN_MS = 7 * 86_400_000
@@ -79,7 +79,7 @@ class TakenToken(NamedTuple):
         return f"TakenToken({self.key.hex()})"
 
 
-class Sighting(NamedTuple):
+class Sender(NamedTuple):
     """A person who is to learn what became of a token they sent; has it until `until` (ms)."""
 
     key: bytes
@@ -96,7 +96,7 @@ class Sighting(NamedTuple):
     profile: Profile
 
     def __repr__(self) -> str:
-        return f"Sighting({self.key.hex()})"
+        return f"Sender({self.key.hex()})"
 
 
 async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> None:
@@ -105,7 +105,7 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
     One that came more than seven days ago is past its time, and is not kept.
     """
     tokens: dict[bytes, WaitingToken] = {}
-    sightings: dict[bytes, tuple[bytes, WaitingToken]] = {}
+    senders: dict[bytes, tuple[bytes, WaitingToken]] = {}
     for entry in entries:
         if entry.received_at_ms <= now_ms - TOKEN_MS:
             continue
@@ -113,12 +113,12 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
         tokens.setdefault(token, entry)
         who = (entry.visitor, entry.uuid, entry.email, entry.fbid)
         hashed = key.hash(msgspec.msgpack.encode((token, *who, None if any(who) else entry.hit_id)))
-        sightings.setdefault(entry.app_id.bytes + hashed, (token, entry))
+        senders.setdefault(entry.app_id.bytes + hashed, (token, entry))
     if not tokens:
         return
     async with transaction():
         # In the order of their keys: everybody locks rows in that order, so nobody waits in a circle. An update that
-        # changes nothing makes a conflict lock the row, so that it is not resolved before its sightings are in.
+        # changes nothing makes a conflict lock the row, so that it is not resolved before its senders are in.
         states: dict[bytes, TokenState] = {}
         for row in await _insert(
             ("key", "app_id", "state", "sealed", "received_at", "due_at", "attempts"),
@@ -166,9 +166,9 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
                     False,
                     None if states[token] is TokenState.WAITING else now_ms,
                 )
-                for named, (token, entry) in sorted(sightings.items(), key=_first)
+                for named, (token, entry) in sorted(senders.items(), key=_first)
             ],
-            "token_sighting",
+            "token_sender",
             "DO NOTHING RETURNING key",
         )
 
@@ -308,8 +308,8 @@ async def _settle(
             .returning(AccessToken.key)
         )
         if settled:
-            await TokenSighting.update({TokenSighting.due_at: now_ms}).where(
-                TokenSighting.token == taken.key, TokenSighting.told.eq(False)
+            await TokenSender.update({TokenSender.due_at: now_ms}).where(
+                TokenSender.token == taken.key, TokenSender.told.eq(False)
             )
     return bool(settled)
 
@@ -339,12 +339,12 @@ async def all_well(app_id: UUID, now_ms: int) -> None:
     await GraphPause.delete().where(GraphPause.app_id == app_id, GraphPause.until <= now_ms)
 
 
-async def unscoped_take_sightings(key: SecretKey, now_ms: int, limit: int) -> list[Sighting]:
+async def unscoped_take_senders(key: SecretKey, now_ms: int, limit: int) -> list[Sender]:
     """Persons who are to learn of a token, for whoever takes them alone, for as long as the lease is."""
     until = now_ms + LEASE_MS
     async with transaction():
-        rows = await TokenSighting.raw(
-            "UPDATE token_sighting SET due_at = {} WHERE key IN (SELECT key FROM token_sighting "
+        rows = await TokenSender.raw(
+            "UPDATE token_sender SET due_at = {} WHERE key IN (SELECT key FROM token_sender "
             f"WHERE due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
             until,
             now_ms,
@@ -352,8 +352,8 @@ async def unscoped_take_sightings(key: SecretKey, now_ms: int, limit: int) -> li
         names = sorted({row["token"] for row in rows})
         found = await AccessToken.select().where(AccessToken.key.is_in(names)) if names else []
     tokens = {row["key"]: row for row in found}
-    sightings = [
-        Sighting(
+    senders = [
+        Sender(
             row["key"],
             _uuid(row["app_id"]),
             row["hit_id"],
@@ -370,21 +370,21 @@ async def unscoped_take_sightings(key: SecretKey, now_ms: int, limit: int) -> li
         for row in rows
         if (token := tokens.get(row["token"])) is not None
     ]
-    return sorted(sightings, key=lambda each: (each.received_at_ms, each.hit_id))
+    return sorted(senders, key=lambda each: (each.received_at_ms, each.hit_id))
 
 
-async def told(sightings: Collection[Sighting]) -> None:
+async def told(senders: Collection[Sender]) -> None:
     """They learnt of it: forget who they were."""
-    await TokenSighting.update(
+    await TokenSender.update(
         {
-            TokenSighting.told: True,
-            TokenSighting.due_at: None,
-            TokenSighting.visitor: None,
-            TokenSighting.uuid: None,
-            TokenSighting.email: None,
-            TokenSighting.fbid: None,
+            TokenSender.told: True,
+            TokenSender.due_at: None,
+            TokenSender.visitor: None,
+            TokenSender.uuid: None,
+            TokenSender.email: None,
+            TokenSender.fbid: None,
         }
-    ).where(TokenSighting.key.is_in([each.key for each in sightings]))
+    ).where(TokenSender.key.is_in([each.key for each in senders]))
 
 
 async def waiting(app: App) -> int:
@@ -415,18 +415,18 @@ async def forget(
 
     A token that several people sent goes for all of them.
     """
-    mentions = TokenSighting.key.is_in([b""])
+    mentions = TokenSender.key.is_in([b""])
     for column, values in (
-        (TokenSighting.visitor, visitors),
-        (TokenSighting.hit_id, hit_ids),
-        (TokenSighting.uuid, uuids),
-        (TokenSighting.email, emails),
-        (TokenSighting.fbid, fbids),
+        (TokenSender.visitor, visitors),
+        (TokenSender.hit_id, hit_ids),
+        (TokenSender.uuid, uuids),
+        (TokenSender.email, emails),
+        (TokenSender.fbid, fbids),
     ):
         if values:
             mentions = mentions | column.is_in(list(values))
     async with transaction():
-        rows = await TokenSighting.select(TokenSighting.token).where(TokenSighting.app_id == app.id, mentions)
+        rows = await TokenSender.select(TokenSender.token).where(TokenSender.app_id == app.id, mentions)
         keys = {row["token"] for row in rows}
         if fbids:
             theirs = AccessToken.fbid.is_in(list(fbids))
@@ -435,20 +435,20 @@ async def forget(
         if keys:
             # In the order in which others lock them.
             await AccessToken.delete().where(AccessToken.key.is_in(sorted(keys)))
-            await TokenSighting.delete().where(TokenSighting.token.is_in(sorted(keys)))
+            await TokenSender.delete().where(TokenSender.token.is_in(sorted(keys)))
     return len(keys)
 
 
 async def forget_app(app_id: UUID) -> None:
     """Remove all of a deleted app's."""
-    for table in ("token_sighting", "access_token"):
+    for table in ("token_sender", "access_token"):
         await _purge(table, "app_id", "=", app_id)
     await GraphPause.delete().where(GraphPause.app_id == app_id)
 
 
 async def unscoped_purge(now_ms: int) -> None:
     """Remove what is done with and too old to be sent again."""
-    await _purge("token_sighting", "told AND received_at", "<", now_ms - KEPT_MS)
+    await _purge("token_sender", "told AND received_at", "<", now_ms - KEPT_MS)
     await _purge("access_token", "due_at IS NULL AND received_at", "<", now_ms - KEPT_MS)
 
 

@@ -26,9 +26,21 @@ from tenants.tables import App, Invitation, Membership, Role, Session, Tenant, U
 _hasher = PasswordHasher()
 _hashing = ThreadPoolExecutor(2, thread_name_prefix="argon2")
 
-# A fifth of a second each at worst, two at a time.
+# A fifth of a second each at worst, two at a time, one of an address: who logs in without pause waits for themselves.
 _MAX_HASHES = 40
+_MAX_HASHES_OF_ONE = 30
 _hashes_waiting = 0
+
+
+class _Turn:
+    """An address's, while it has passwords hashed."""
+
+    def __init__(self) -> None:
+        self.hashing = asyncio.Semaphore(1)
+        self.waiting = 0
+
+
+_turns: dict[str, _Turn] = {}
 
 T = TypeVar("T")
 
@@ -53,7 +65,7 @@ async def sign_up(
     name, email = clean_name(name), clean_email(email)
     check_password(password)
     await tries.begin_sign_up(address, now)
-    password_hash = await hash_password(password)
+    password_hash = await hash_password(password, address)
     async with transaction():
         revision = await tokens.next_revision()
         tenant, user = await _add_tenant(name, email, password_hash)
@@ -153,13 +165,13 @@ async def log_in(email: str, password: str, *, address: str, now: datetime) -> U
     Raises TooManyTries, for unknown mailboxes too, before the password is looked at.
     """
     await tries.begin_login(email, address, now)
-    user = await authenticate(email, password)
+    user = await authenticate(email, password, address)
     if user is not None:
         await tries.login_succeeded(email, address)
     return user
 
 
-async def authenticate(email: str, password: str) -> User | None:
+async def authenticate(email: str, password: str, address: str = "") -> User | None:
     """As log_in, without limits: for callers that have their own."""
     try:
         email = clean_email(email)
@@ -167,7 +179,7 @@ async def authenticate(email: str, password: str) -> User | None:
         # An address that cannot be one must not answer sooner than one that is not known.
         email = ""
     user = await User.objects().where(User.email == email).first()
-    right = await verify_password(user and user.password_hash, password)
+    right = await verify_password(user and user.password_hash, password, address)
     return user if right else None
 
 
@@ -201,7 +213,7 @@ async def change_password(
     """
     check_password(password)
     await _check_current(user, current_password, address, now)
-    password_hash = await hash_password(password)
+    password_hash = await hash_password(password, address)
     async with transaction():
         await User.update({User.password_hash: password_hash}).where(User.id == user.id)
         await sessions.end_all(user, keep)
@@ -211,7 +223,7 @@ async def change_password(
 async def _check_current(user: User, password: str, address: str, now: datetime) -> None:
     """Guessing the password in a browser left open is limited as guessing it from outside."""
     await tries.begin_login(user.email, address, now)
-    if not await verify_password(user.password_hash, password):
+    if not await verify_password(user.password_hash, password, address):
         raise InvalidValue("current_password", "This is not your current password.")
     await tries.login_succeeded(user.email, address)
 
@@ -222,10 +234,13 @@ async def set_password(user: User, password: str) -> None:
     await User.update({User.password_hash: user.password_hash}).where(User.id == user.id)
 
 
-async def hash_password(password: str) -> str:
-    """The argon2id hash, made off the event loop; raises InvalidValue for a weak or an endless password."""
+async def hash_password(password: str, address: str = "") -> str:
+    """The argon2id hash, made off the event loop when it is the turn of the network address.
+
+    Raises InvalidValue for a weak or an endless password, or Busy.
+    """
     check_password(password)
-    return await _off_the_loop(lambda: _hasher.hash(_password_bytes(password)))
+    return await _off_the_loop(lambda: _hasher.hash(_password_bytes(password)), address)
 
 
 def check_password(password: str) -> None:
@@ -236,29 +251,40 @@ def check_password(password: str) -> None:
         raise InvalidValue("password", f"A password has at most {MAX_PASSWORD_BYTES} bytes.")
 
 
-async def verify_password(password_hash: str | None, password: str) -> bool:
-    """Whether the hash is this password's; without a hash the same work is done in vain."""
+async def verify_password(password_hash: str | None, password: str, address: str = "") -> bool:
+    """Whether the hash is this password's; without a hash the same work is done in vain. Raises Busy."""
     if len(_password_bytes(password)) > MAX_PASSWORD_BYTES:
         return False
     if password_hash is None:
-        await _off_the_loop(lambda: _hasher.hash(_password_bytes(password)))
+        await _off_the_loop(lambda: _hasher.hash(_password_bytes(password)), address)
         return False
     try:
-        return await _off_the_loop(lambda: _hasher.verify(password_hash, _password_bytes(password)))
+        return await _off_the_loop(lambda: _hasher.verify(password_hash, _password_bytes(password)), address)
     except VerifyMismatchError:
         return False
 
 
-async def _off_the_loop(work: Callable[[], T]) -> T:
+async def _off_the_loop(work: Callable[[], T], address: str) -> T:
     """Raises Busy when so many wait that the last would wait for seconds: logins of others wait behind them."""
     global _hashes_waiting
-    if _hashes_waiting >= _MAX_HASHES:
-        raise Busy("too many passwords are being checked")
-    _hashes_waiting += 1
+    network = tries.network(address)
+    turn = _turns.setdefault(network, _Turn())
+    if turn.waiting >= _MAX_HASHES_OF_ONE:
+        raise Busy("too many passwords of this address are being checked")
+    turn.waiting += 1
     try:
-        return await asyncio.get_running_loop().run_in_executor(_hashing, work)
+        async with turn.hashing:
+            if _hashes_waiting >= _MAX_HASHES:
+                raise Busy("too many passwords are being checked")
+            _hashes_waiting += 1
+            try:
+                return await asyncio.get_running_loop().run_in_executor(_hashing, work)
+            finally:
+                _hashes_waiting -= 1
     finally:
-        _hashes_waiting -= 1
+        turn.waiting -= 1
+        if not turn.waiting:
+            _turns.pop(network, None)
 
 
 def _password_bytes(password: str) -> bytes:

@@ -217,10 +217,11 @@ def _notes_on_values(
     """What to say about each custom value, by name."""
     found: list[tuple[str, str]] = []
     for name, sent in params.items():
-        found += [(name, message) for message in _lost(name, tags.filled_in(sent))]
+        lost = _lost(name, tags.filled_in(sent))
+        found += [(name, message) for message in lost]
         if name == "access_token" and draft.target in PUBLIC:
             found.append((name, "Everybody can read it in the source. Send it from your own server instead."))
-        elif name in SPECIAL_FIELDS and sent == values[name] and draft.target in STATIC | MAILERS:
+        elif name in SPECIAL_FIELDS and not lost and sent == values[name] and draft.target in STATIC | MAILERS:
             fix = "Choose a merge tag" if draft.target in MAILERS else "Let your template fill in each one's own"
             found.append((name, f"It is the same for everybody, so all hits count as one person's. {fix}."))
     return found

@@ -64,11 +64,18 @@ PROPERTY_COLUMNS = (
     ("received_at", "DateTime64(3, 'UTC')"),
     ("version", "UInt64"),
 )
+ALIAS_COLUMNS = (
+    ("app_id", "UUID"),
+    ("alias", "UUID"),
+    ("person", "UUID"),
+    ("version", "UInt64"),
+)
 COLUMNS = {
     "events": EVENT_COLUMNS,
     "rejections": REJECTION_COLUMNS,
     "traffic": TRAFFIC_COLUMNS,
     "person_properties": PROPERTY_COLUMNS,
+    "person_aliases": ALIAS_COLUMNS,
 }
 
 # What became of a hit, and the columns of `traffic`, in their order.
@@ -80,8 +87,11 @@ Row = tuple[Any, ...]
 class Queries(Protocol):
     """The event store, as far as reading needs it."""
 
-    async def query(self, sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a query with ClickHouse's `{name:Type}` parameters."""
+    async def query(self, sql: str, parameters: Mapping[str, Any], whose: int) -> list[dict[str, Any]]:
+        """The rows of a query with ClickHouse's `{name:Type}` parameters. `whose`, a tenant, waits for its turn.
+
+        Raises Busy when that tenant asks for too much at once.
+        """
         ...
 
 
@@ -194,6 +204,7 @@ async def _newest(
         f"SELECT {', '.join(columns)}, toUnixTimestamp64Milli(received_at) AS at FROM {table} "
         f"WHERE app_id = {{app:UUID}}{where}{after} ORDER BY received_at DESC, id DESC LIMIT {{most:UInt32}}",
         {"app": str(app.id), "most": limit + 1, **values, **after_values},
+        app.tenant,
     )
     more = len(rows) > limit
     rows = rows[:limit]

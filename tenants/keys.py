@@ -6,20 +6,31 @@ import hashlib
 import secrets
 from datetime import UTC, datetime, timedelta
 
-from tenants.errors import NotFound
-from tenants.tables import ApiKey, Tenant, as_key, clean_name
+from piccolo.columns.combination import And
+
+from tenants.errors import InvalidValue, NotFound
+from tenants.tables import ApiKey, Tenant, as_key, clean_name, lock, transaction
 
 # Often enough to see whether a key is still in use, without a write for each of its requests.
 LAST_USED_EVERY = timedelta(minutes=1)
 # Whoever wonders why a program is refused finds the key that ended; years later it would only be in the way.
 REVOKED_SHOWN_FOR = timedelta(days=30)
+# One page shows all of them.
+MAX_KEYS = 200
 
 
 async def create_key(tenant: Tenant, name: str) -> tuple[ApiKey, str]:
-    """A new key and its text, which cannot be had again; raises InvalidValue for the name."""
+    """A new key and its text, which cannot be had again.
+
+    Raises InvalidValue for the name or where there are too many, or NotFound when the tenant is gone.
+    """
     plaintext = "onepx_" + secrets.token_urlsafe(32)
     key = ApiKey(tenant=tenant.id, name=clean_name(name), key_hash=_hash(plaintext), prefix=plaintext[:12])
-    await key.save()
+    async with transaction():
+        await lock(tenant)
+        if await ApiKey.count().where(_shown(tenant, datetime.now(UTC))) >= MAX_KEYS:
+            raise InvalidValue("name", f"An account has {MAX_KEYS} keys at most, those revoked this month included.")
+        await key.save()
     return key, plaintext
 
 
@@ -40,8 +51,12 @@ async def tenant_by_key(plaintext: str) -> Tenant | None:
 
 async def list_keys(tenant: Tenant, now: datetime) -> list[ApiKey]:
     """The tenant's keys, newest first; a revoked one for 30 more days."""
+    return await ApiKey.objects().where(_shown(tenant, now)).order_by(ApiKey.id, ascending=False)
+
+
+def _shown(tenant: Tenant, now: datetime) -> And:
     shown = ApiKey.revoked_at.is_null() | (ApiKey.revoked_at > now - REVOKED_SHOWN_FOR)
-    return await ApiKey.objects().where(ApiKey.tenant == tenant.id, shown).order_by(ApiKey.id, ascending=False)
+    return And(ApiKey.tenant == tenant.id, shown)
 
 
 async def revoke_key(tenant: Tenant, key_id: int) -> None:

@@ -23,6 +23,7 @@ from tenants import event_ids
 from tenants.errors import InvalidValue
 from tenants.events import Queries
 from tenants.hits import WARNING_ADVICE, Category
+from tenants.reports.filters import Filters
 from tenants.tables import App
 
 Kind = Literal["recorded", "rejected"]
@@ -99,39 +100,34 @@ async def newest(
     *,
     after: str | None = None,
     kind: Kind | None = None,
-    category: Category | None = None,
-    event_token: str | None = None,
+    filters: Filters = Filters(),  # noqa: B008 (frozen)
     text: str | None = None,
     limit: int = 50,
 ) -> LiveHits:
     """The app's newest hits, or with `after`, a cursor, those that appeared since: each once, as far as can be.
 
-    `event_token` leaves only events; `text` is looked for in the query, the values and the person's e-mail address,
-    whatever the letter case, within the last two days. Raises InvalidValue for a made-up cursor.
+    Of a rejected hit only the category is known, so filters on anything else leave only events. `text` is looked for in
+    the query, the values and the person's e-mail address, whatever the letter case, within the last two days. Raises
+    InvalidValue for a made-up cursor.
     """
     now = int(time.time() * 1000)
     shown = _shown(after) if after else _Shown(now - _SEARCHED_MS if text else 0, [])
     if text:  # a cursor may be made up
         shown.since = max(shown.since, now - _SEARCHED_MS)
-    where, values = "", dict[str, Any]()
-    if category:
-        where, values = where + " AND category = {category:String}", values | {"category": category}
+    where, values = filters.sql()
     found: list[LiveHit] = []
     # One more than wanted tells whether there are others.
     most = limit + len(shown.hits) + 1
     if kind != "rejected":
-        condition = where
-        if event_token:
-            condition, values = condition + " AND event_token = {token:String}", values | {"token": event_token}
-        found += await _read(app, store, "recorded", condition, values, text, shown.since, most)
-    if kind != "recorded" and not event_token:
+        found += await _read(app, store, "recorded", where, values, text, shown.since, most)
+    if kind != "recorded" and filters.reach_rejected:
         found += await _read(app, store, "rejected", where, values, text, shown.since, most)
     found.sort(key=lambda hit: (hit.received_at, hit.id), reverse=True)
     marks = {mark for _, mark in shown.hits}
     new = [hit for hit in found[:most] if _mark(hit) not in marks]
     hits = new[:limit]
     cut = _milliseconds(hits[-1].received_at) + 1 if len(new) > limit else 0
-    filtered = bool(kind or category or event_token or text)
+    filtered = bool(kind or filters or text)
     return LiveHits(hits, _cursor(shown, hits, max(cut, now - _IDLE_MS if filtered else 0), now), len(new) > limit)
 
 
@@ -170,6 +166,7 @@ async def outcome_of_test(
                 "SELECT sum(duplicate) AS n FROM traffic WHERE app_id = {app:UUID} "
                 "AND minute >= toStartOfMinute(fromUnixTimestamp64Milli({since:Int64}, 'UTC'))",
                 {"app": str(app.id), "since": _milliseconds(sent_at) - _SKEW_MS},
+                app.tenant,
             )
             if row["n"]:
                 return TestOutcome("duplicate")
@@ -204,6 +201,7 @@ async def _read(
         f"AND received_at >= fromUnixTimestamp64Milli({{since:Int64}}, 'UTC'){where} "
         "ORDER BY received_at DESC, id DESC LIMIT {most:UInt32}",
         {"app": str(app.id), "since": since, "most": most, **values},
+        app.tenant,
     )
     return [_event(row) if kind == "recorded" else _rejection(row) for row in rows]
 

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from tenants.accounts import add_user, clean_email, hash_password, remove_user_without_tenant
 from tenants.errors import EmailTaken, InvalidValue, NotFound
-from tenants.tables import Invitation, Membership, Role, Session, Tenant, User, as_key, clean_name, transaction
+from tenants.tables import Invitation, Membership, Role, Session, Tenant, User, as_key, clean_name, lock, transaction
 
 # Long enough for a holiday's mail, short enough that a forgotten link opens nothing.
 INVITED_FOR = timedelta(days=7)
+# Members and invitations: one page shows all of them.
+MAX_PEOPLE = 500
 
 
 class Member(NamedTuple):
@@ -63,7 +65,7 @@ async def remove(tenant: Tenant, user_id: int) -> None:
 async def invite(tenant: Tenant, email: str, role: str, now: datetime) -> tuple[Invitation, str]:
     """An invitation and the token of its link, which cannot be had again; it replaces one for the same address.
 
-    Raises InvalidValue for the e-mail, also where it is a member's, or the role.
+    Raises InvalidValue for the e-mail, also where it is a member's or too many belong here, or the role.
     """
     email = clean_email(email)
     token = secrets.token_urlsafe(32)
@@ -76,12 +78,15 @@ async def invite(tenant: Tenant, email: str, role: str, now: datetime) -> tuple[
         expires_at=now + INVITED_FOR,
     )
     async with transaction():
-        await _lock(tenant)
+        await lock(tenant)
         if await Membership.exists().where(Membership.tenant == tenant.id, Membership.user._.email == email):
             raise InvalidValue("email", "They belong to this account already.")
         await Invitation.delete().where(
             Invitation.tenant == tenant.id, (Invitation.email == email) | (Invitation.expires_at <= now)
         )
+        people = await Membership.count().where(Membership.tenant == tenant.id)
+        if people + await Invitation.count().where(Invitation.tenant == tenant.id) >= MAX_PEOPLE:
+            raise InvalidValue("email", f"An account has {MAX_PEOPLE} people at most, those invited included.")
         await invitation.save()
     return invitation, token
 
@@ -132,7 +137,7 @@ async def join(token: str, user: User, now: datetime) -> Tenant:
         return await _tenant(used)
 
 
-async def join_as_new(token: str, name: str, password: str, now: datetime) -> tuple[Tenant, User]:
+async def join_as_new(token: str, name: str, password: str, now: datetime, address: str = "") -> tuple[Tenant, User]:
     """A new user with the invitation's e-mail address, as a member.
 
     Raises EmailTaken when they have an account (they log in and join instead), InvalidValue for the name or password,
@@ -142,7 +147,7 @@ async def join_as_new(token: str, name: str, password: str, now: datetime) -> tu
     # Before the work of hashing, which is a way to keep others waiting.
     if await has_account((await find_invitation(token, now)).email):
         raise EmailTaken("email", "This e-mail address has an account already.")
-    password_hash = await hash_password(password)
+    password_hash = await hash_password(password, address)
     async with transaction():
         used = await _use(token, now)
         user = await add_user(name, used["email"], password_hash)
@@ -152,7 +157,8 @@ async def join_as_new(token: str, name: str, password: str, now: datetime) -> tu
 
 async def _membership(tenant: Tenant, user_id: int, *, stays_owner: bool) -> Membership:
     """The membership that is about to change, with the tenant locked; raises InvalidValue for the last owner."""
-    await _lock(tenant)
+    # Two owners who let each other go at once would leave none.
+    await lock(tenant)
     found = await Membership.objects().where(Membership.tenant == tenant.id, Membership.user == as_key(user_id)).first()
     if found is None:
         raise NotFound
@@ -161,12 +167,6 @@ async def _membership(tenant: Tenant, user_id: int, *, stays_owner: bool) -> Mem
         if owners == 1:
             raise InvalidValue("role", "This is the last owner. Make somebody else an owner first.")
     return found
-
-
-async def _lock(tenant: Tenant) -> None:
-    """Two owners who let each other go at once would leave none: the second waits here, and sees what the first did."""
-    if not await Tenant.raw("UPDATE tenant SET name = name WHERE id = {} RETURNING id", tenant.id):
-        raise NotFound
 
 
 async def _use(token: str, now: datetime) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from tenants.tables import Membership, Role, Session, Tenant, User, as_key, tran
 LIFETIME = timedelta(days=30)
 # Often enough to show people where they are logged in, without a write for each page.
 LAST_SEEN_EVERY = timedelta(minutes=1)
+# More than anybody's browsers: their list is one page, and whoever logs in without pause does not fill the database.
+MAX_SESSIONS = 100
 
 
 class Login(NamedTuple):
@@ -34,8 +36,9 @@ async def create(
 ) -> str:
     """Log the user in, to show `tenant`, else the first one they joined; returns the token for the cookie.
 
-    Ends the session whose token is `replaces` (a cookie from before the login is worth nothing after it) and clears
-    away those of the user that have ended. Raises NotFound when the user is gone or has another password by now.
+    Ends the session whose token is `replaces` (a cookie from before the login is worth nothing after it) and the oldest
+    beyond 100, and clears away those of the user that have ended. Raises NotFound when the user is gone or has another
+    password by now.
     """
     token = secrets.token_urlsafe(32)
     async with transaction():
@@ -49,6 +52,10 @@ async def create(
         await Session.delete().where(Session.user == user.id, Session.expires_at <= now)
         if replaces is not None:
             await Session.delete().where(Session.token_hash == _hash(replaces))
+        others = Session.select(Session.id).where(Session.user == user.id).order_by(Session.id, ascending=False)
+        surplus = (await others)[MAX_SESSIONS - 1 :]
+        if surplus:
+            await Session.delete().where(Session.id.is_in([row["id"] for row in surplus]))
         await Session(
             user=user.id,
             tenant=tenant and tenant.id,

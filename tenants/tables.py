@@ -173,7 +173,7 @@ class IdentityClock(Table):
     `newest`: when the newest hit came, in ms. `revision`: counts the changes.
     """
 
-    app_id = UUID(primary_key=True, default=None)
+    app = Bytea(primary_key=True, default=None)
     newest = BigInt()
     revision = BigInt(default=0)
 
@@ -182,8 +182,9 @@ class Person(Table):
     """Somebody of whom an identifier is known, or who turned out to be somebody else; not an anonymous visitor.
 
     `key` is app id and person id. `kinds` are those of its identifiers, a bit each, `size` is how many there are,
-    `known_at` when the first one came, in ms. `merged_into` is the key of the person that this one was all along.
-    `untold`: the revision with which the event store has to hear of that; `rewritten`: its events are the other's.
+    `known_at` when the first one came, in ms. `merged_into` is the key of the person that this one was all along,
+    found out at `merged_at` (ms). `todo`: what the event store has yet to do about it, bits of people.py; `revision`:
+    when that was last changed.
     """
 
     key = Bytea(primary_key=True, default=None)
@@ -191,8 +192,9 @@ class Person(Table):
     size = Integer(default=0)
     known_at = BigInt(default=0)
     merged_into = Bytea(null=True, default=None, index=True)
-    untold = BigInt(null=True, default=None, index=True)
-    rewritten = Boolean(default=False)
+    merged_at = BigInt(default=0)
+    todo = Integer(default=0)
+    revision = BigInt(default=0)
 
 
 class Identifier(Table):
@@ -213,7 +215,7 @@ class IdentitySection(Table):
     """The newest hits that told of a person, to be done again in their order should an earlier one turn up."""
 
     id: Serial
-    app_id = UUID(index=True)
+    app = Bytea(index=True)
     first = BigInt()
     last = BigInt()
     entries = Bytea()
@@ -229,11 +231,11 @@ class IdentifiedBatch(Table):
 
 
 class Reattribution(Table):
-    """An event that an earlier hit made somebody else's after it may have been stored."""
+    """An event that is somebody else's than was stored, since an earlier hit turned up: keys of both persons."""
 
     hit_id = Bytea(primary_key=True, default=None)
-    app_id = UUID(index=True)
     received_at = BigInt()
+    was = Bytea()
     person = Bytea()
     since = BigInt()
 
@@ -294,7 +296,7 @@ class AccessToken(Table):
     attempts = Integer(default=0)
 
 
-class TokenSighting(Table):
+class TokenSender(Table):
     """Who sent an access token: of a visitor with the same identifiers the first hit, of others each.
 
     `key` is app id and a keyed hash of all that. `due_at` (ms): what became of the token is to be told to the person
@@ -377,7 +379,7 @@ TABLES: tuple[type[Table], ...] = (
     FacebookApp,
     GraphPause,
     AccessToken,
-    TokenSighting,
+    TokenSender,
     Audience,
     AudienceRun,
 )
@@ -388,9 +390,10 @@ INDEXES = (
     'CREATE UNIQUE INDEX membership_tenant_user ON membership (tenant, "user")',
     # What is done with costs them nothing.
     "CREATE INDEX access_token_due ON access_token (app_id, due_at) WHERE due_at IS NOT NULL",
-    "CREATE INDEX token_sighting_due ON token_sighting (due_at) WHERE due_at IS NOT NULL",
+    "CREATE INDEX token_sender_due ON token_sender (due_at) WHERE due_at IS NOT NULL",
     # No two at once.
     "CREATE UNIQUE INDEX audience_run_unfinished ON audience_run (audience) WHERE finished_at IS NULL",
+    "CREATE INDEX person_todo ON person (key) WHERE todo > 0",
 )
 
 
@@ -400,6 +403,12 @@ def transaction() -> AbstractAsyncContextManager[Any]:
     Raises TransactionError inside another one: an inner one would neither commit nor roll back on its own.
     """
     return Tenant._meta.db.transaction(allow_nested=False)
+
+
+async def lock(tenant: Tenant) -> None:
+    """Have others that lock the tenant wait until this transaction ends, to see what it did; raises NotFound."""
+    if not await Tenant.raw("UPDATE tenant SET name = name WHERE id = {} RETURNING id", tenant.id):
+        raise NotFound
 
 
 def clean_name(name: str) -> str:

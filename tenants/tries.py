@@ -35,7 +35,7 @@ _LONGEST_WINDOW = max(limit.window for limit in (_LOGINS_OF_MAILBOX, _LOGINS_OF_
 async def begin_login(email: str, address: str, now: datetime) -> None:
     """Count a try of this mailbox's password, whether the mailbox is known or not. Raises TooManyTries."""
     # The address first: one that is refused must not go on locking other people's mailboxes.
-    await _count(_LOGINS_OF_ADDRESS, _network(address), now)
+    await _count(_LOGINS_OF_ADDRESS, network(address), now)
     await _count(_LOGINS_OF_MAILBOX, _mailbox(email), now)
 
 
@@ -43,13 +43,13 @@ async def login_succeeded(email: str, address: str) -> None:
     """The password was right: forget the mailbox's tries, and this one of the address."""
     await Tries.delete().where(Tries.key == _key(_LOGINS_OF_MAILBOX, _mailbox(email)))
     await Tries.raw(
-        "UPDATE tries SET count = count - 1 WHERE key = {} AND count > 0", _key(_LOGINS_OF_ADDRESS, _network(address))
+        "UPDATE tries SET count = count - 1 WHERE key = {} AND count > 0", _key(_LOGINS_OF_ADDRESS, network(address))
     )
 
 
 async def begin_sign_up(address: str, now: datetime) -> None:
     """Count a sign-up from this address. Raises TooManyTries."""
-    await _count(_SIGN_UPS_OF_ADDRESS, _network(address), now)
+    await _count(_SIGN_UPS_OF_ADDRESS, network(address), now)
 
 
 async def _count(limit: _Limit, whose: str, now: datetime) -> None:
@@ -81,7 +81,7 @@ def _mailbox(email: str) -> str:
     return email.strip().lower()
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
     """An IPv4 address itself, of IPv6 the /64: one subscriber has all the addresses in it."""
     try:
         parsed = ipaddress.ip_address(address)

@@ -25,7 +25,7 @@ from tenants.events import Queries
 from tenants.facebook import facebook_key
 from web.api import api, described
 from web.assets import Assets, static
-from web.guards import DEPENDENCIES, AnyRequest, Forbidden, LoginNeeded, login_address
+from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, login_address
 from web.origin import SameOrigin
 from web.pages import PAGES
 from web.rendering import is_htmx, render_now, templates
@@ -34,6 +34,9 @@ log = structlog.get_logger()
 
 _AWAY = "A database does not answer right now; hits are kept meanwhile."
 _BUG = "Something went wrong on our side; it was logged."
+# Files have their own; an export is streamed; and a thousand hits are 8 MB, which would stop the loop that takes hits
+# for a fifth of a second.
+_NOT_COMPRESSED = ["^/static/", "/export$", "/download$", "^/api/v1/apps/[^/]+/(events|rejections)$"]
 
 
 def create_app(
@@ -66,11 +69,9 @@ def create_app(
     return Litestar(
         [pages, api, static],
         state=state,
+        request_class=FormRequest,
         middleware=[DefineMiddleware(SameOrigin, public_url=public_url)],
-        # Files have their own; an export is streamed.
-        compression_config=CompressionConfig(
-            backend="gzip", gzip_compress_level=5, exclude=["^/static/", "/export$", "/download$"]
-        ),
+        compression_config=CompressionConfig(backend="gzip", gzip_compress_level=5, exclude=_NOT_COMPRESSED),
         exception_handlers={
             LoginNeeded: _login_needed,
             Forbidden: _forbidden,
@@ -138,6 +139,8 @@ def _page_headers(pixel_url: str) -> Any:
         (b"referrer-policy", b"same-origin"),
         (b"x-content-type-options", b"nosniff"),
         (b"cross-origin-opener-policy", b"same-origin"),
+        # Where an answer says nothing else: redirections, and all that the API tells.
+        (b"cache-control", b"no-store"),
     ]
 
     async def add(message: Any, _scope: Any) -> None:

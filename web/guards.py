@@ -5,12 +5,14 @@ like. What belongs to another tenant is not found, as what does not exist.
 """
 
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 from litestar import Request, Response
-from litestar.datastructures import Cookie, State
+from litestar.datastructures import Cookie, FormMultiDict, State
 from litestar.di import NamedDependency, Provide
+from litestar.exceptions import ClientException
 from litestar.params import FromPath, SkipValidation
 
 from tenants import sessions
@@ -18,6 +20,17 @@ from tenants.apps import find_app
 from tenants.tables import App, Role, Session, Tenant, User
 
 AnyRequest = Request[None, None, State]
+
+
+class FormRequest(Request[Any, Any, Any]):
+    """A request whose form is refused, not a failure of ours, where its encoding is none."""
+
+    async def form(self) -> FormMultiDict:
+        """As of Request. Raises ClientException."""
+        try:
+            return await super().form()
+        except (LookupError, UnicodeError):
+            raise ClientException("This form is in an encoding that cannot be read.") from None
 
 
 class LoginNeeded(Exception):

@@ -34,6 +34,9 @@ class SameOrigin:
         origin = headers.get(b"origin", b"").decode("latin-1").lower()
         if origin == self._public_origin:
             return True
-        # Reached by another name than the public one (a port forwarded, an address typed): the same host will do.
+        # Reached by another name than the public one (a port forwarded, an address typed): the same host will do. By
+        # the public one it will not: anybody on the way can make a page of that host without TLS.
         host = headers.get(b"host", b"").decode("latin-1").lower()
+        if f"https://{host}" == self._public_origin:
+            return False
         return bool(host) and origin in (f"http://{host}", f"https://{host}") and urlsplit(origin).netloc == host

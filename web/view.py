@@ -32,6 +32,7 @@ class View(msgspec.Struct, frozen=True):
     """The app, the period and the filters of a page. `problem` says which parameter of the address could not be used.
 
     `path` is the page's own address; `whole` is for browsers without script: the panels are rendered with the page.
+    `own` are parameters of this page alone: its own links keep them, those to other pages do not.
     """
 
     app: App
@@ -40,6 +41,7 @@ class View(msgspec.Struct, frozen=True):
     path: str
     whole: bool
     problem: str = ""
+    own: tuple[tuple[str, str], ...] = ()
 
     def query(self, filters: Filters | None = None, **more: str) -> str:
         """Parameters that ask for this view, with other filters or more parameters; '' for the default view."""
@@ -51,7 +53,7 @@ class View(msgspec.Struct, frozen=True):
 
     def link(self, filters: Filters | None = None, **more: str) -> str:
         """The address of this page, with other filters or more parameters."""
-        query = self.query(filters, **more)
+        query = self.query(filters, **dict(self.own), **more)
         return f"{self.path}?{query}" if query else self.path
 
     def only(self, field: str, value: str | None) -> str:
@@ -60,7 +62,7 @@ class View(msgspec.Struct, frozen=True):
 
     def panel(self, name: str, **more: str) -> str:
         """The address of a panel of this view."""
-        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **more)}"
+        return f"/apps/{self.app.id}/panels/{name}?{self.query(None, **dict(self.own), **more)}"
 
     def chips(self) -> list[tuple[str, str]]:
         """Each filter in words, and the address of this page without it."""
@@ -94,7 +96,7 @@ class View(msgspec.Struct, frozen=True):
         return [bucket_label(at, self.period.interval) for at in self.period.buckets]
 
 
-def view_of(request: AnyRequest, app: App, path: str) -> View:
+def view_of(request: AnyRequest, app: App, path: str, own: tuple[tuple[str, str], ...] = ()) -> View:
     """The view an address asks for; what cannot be used is left out, and said in `problem`."""
     pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
     problem = ""
@@ -108,7 +110,15 @@ def view_of(request: AnyRequest, app: App, path: str) -> View:
         period = period_of(values, app.timezone, now)
     except InvalidValue as error:
         period, problem = period_of({}, app.timezone, now), f"This shows the last 30 days. {error}"
-    return View(app, period, filters, path, values.get("whole") == "1", problem)
+    return View(app, period, filters, path, values.get("whole") == "1", problem, own)
+
+
+def adding(view: View, pairs: Sequence[tuple[str, str]]) -> tuple[View, Filters | None]:
+    """The filters to go on with after the form that adds one was sent; else None, and the view says what was wrong."""
+    try:
+        return view, added_filter(view, pairs)
+    except InvalidValue as error:
+        return msgspec.structs.replace(view, problem=f"The filter was not added: {error}"), None
 
 
 def added_filter(view: View, pairs: Sequence[tuple[str, str]]) -> Filters | None:

@@ -72,8 +72,8 @@ async def forwards():
     )
 
     manager.add_table(
-        class_name="TokenSighting",
-        tablename="token_sighting",
+        class_name="TokenSender",
+        tablename="token_sender",
         schema=None,
         columns=None,
     )
@@ -512,8 +512,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="key",
         db_column_name="key",
         column_class_name="Bytea",
@@ -533,8 +533,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="app_id",
         db_column_name="app_id",
         column_class_name="UUID",
@@ -554,8 +554,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="token",
         db_column_name="token",
         column_class_name="Bytea",
@@ -575,8 +575,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="hit_id",
         db_column_name="hit_id",
         column_class_name="Bytea",
@@ -596,8 +596,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="received_at",
         db_column_name="received_at",
         column_class_name="BigInt",
@@ -617,8 +617,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="visitor",
         db_column_name="visitor",
         column_class_name="Bytea",
@@ -638,8 +638,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="uuid",
         db_column_name="uuid",
         column_class_name="Text",
@@ -659,8 +659,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="email",
         db_column_name="email",
         column_class_name="Text",
@@ -680,8 +680,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="fbid",
         db_column_name="fbid",
         column_class_name="Text",
@@ -701,8 +701,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="told",
         db_column_name="told",
         column_class_name="Boolean",
@@ -722,8 +722,8 @@ async def forwards():
     )
 
     manager.add_column(
-        table_class_name="TokenSighting",
-        tablename="token_sighting",
+        table_class_name="TokenSender",
+        tablename="token_sender",
         column_name="due_at",
         db_column_name="due_at",
         column_class_name="BigInt",

@@ -15,7 +15,7 @@ async def forwards() -> MigrationManager:
         # A table class is the way to the engine, and remembers it: hence one for each run.
         token = create_table_class("AccessToken")
         await token.raw("CREATE INDEX access_token_due ON access_token (app_id, due_at) WHERE due_at IS NOT NULL")
-        await token.raw("CREATE INDEX token_sighting_due ON token_sighting (due_at) WHERE due_at IS NOT NULL")
+        await token.raw("CREATE INDEX token_sender_due ON token_sender (due_at) WHERE due_at IS NOT NULL")
         await token.raw(
             "CREATE UNIQUE INDEX audience_run_unfinished ON audience_run (audience) WHERE finished_at IS NULL"
         )

@@ -45,11 +45,11 @@ async def breakdown(
     where, parameters = filters.sql()
     parameters |= value.parameters | {"app": str(app.id), "limit": limit}
     rows = f"{rows_of(period.start, period.end)}{where}"
-    found = await _values(store, rows, value.text, value.missing, parameters)
+    found = await _values(app, store, rows, value.text, value.missing, parameters)
     events = found[0]["whole"] if found else 0
     if found and found[0]["lists"] and value.listed != "0":
         # To look for lists takes time in every row, so it is done where a value looks like one.
-        found = await _values(store, rows, value.each, value.missing, parameters)
+        found = await _values(app, store, rows, value.each, value.missing, parameters)
     values = [
         Value(
             None if row["missing"] else row["text"],
@@ -71,7 +71,7 @@ _OF_ALL = "sum(events) OVER () AS whole, count() OVER () AS known, max(startsWit
 
 
 async def _values(
-    store: Queries, rows: str, text: str, missing: str, parameters: dict[str, Any]
+    app: App, store: Queries, rows: str, text: str, missing: str, parameters: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The values with most events. Each row has figures of all: `whole` events, `known` values, whether `lists`."""
     value = f"{text} AS text, {missing} AS missing"
@@ -81,15 +81,19 @@ async def _values(
         f"sumMapIf(map(currency, amount), amount != 0) AS net {rows}"
     )
     by_value = "GROUP BY text, missing"
-    found = await store.query(f"SELECT *, {_OF_ALL} FROM ({counted} {by_value}) {_TOP} {_GIVE_UP}", parameters)
+    found = await store.query(
+        f"SELECT *, {_OF_ALL} FROM ({counted} {by_value}) {_TOP} {_GIVE_UP}", parameters, app.tenant
+    )
     if not found or found[0]["known"] <= _FEW:
         return found
     # There may be a million: persons are counted of those that are shown.
     found = await store.query(
-        f"SELECT *, {_OF_ALL} FROM (SELECT {value}, count() AS events {rows} {by_value}) {_TOP}", parameters
+        f"SELECT *, {_OF_ALL} FROM (SELECT {value}, count() AS events {rows} {by_value}) {_TOP}", parameters, app.tenant
     )
     shown = {"shown": [row["text"] for row in found]}
-    counts = await store.query(f"{counted} AND text IN {{shown:Array(String)}} {by_value}", parameters | shown)
+    counts = await store.query(
+        f"{counted} AND text IN {{shown:Array(String)}} {by_value}", parameters | shown, app.tenant
+    )
     details = {(row["text"], row["missing"]): row for row in counts}
     # A value that came since then is not lost, only less exact.
     return [row | details.get((row["text"], row["missing"]), {"persons": 0, "net": {}}) | row for row in found]

@@ -38,6 +38,7 @@ async def fields(app: App, store: Queries, period: Period, filters: Filters) -> 
         f"FROM (SELECT params {rows_of(period.start, period.end)}{where} "
         f"ORDER BY received_at DESC LIMIT {_LOOKED_AT}) GROUP BY path ORDER BY events DESC, path LIMIT {_FIELDS + 1}",
         {"app": str(app.id), **parameters},
+        app.tenant,
     )
     looked_at = next((row["events"] for row in found if not row["path"]), 0)
     listed: list[Field] = []

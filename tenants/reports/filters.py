@@ -50,6 +50,11 @@ class Filters:
     def __bool__(self) -> bool:
         return bool(self.conditions)
 
+    @property
+    def reach_rejected(self) -> bool:
+        """Whether a rejected hit can pass: of it only the category is known."""
+        return all(condition.field == "category" for condition in self.conditions)
+
     def pairs(self) -> list[tuple[str, str]]:
         """The parameters of an address that ask for them again."""
         found: list[tuple[str, str]] = []

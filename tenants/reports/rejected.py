@@ -45,6 +45,7 @@ async def rejected(app: App, store: Queries, period: Period, examples: int = 3) 
             f"{rows_of(period.start, period.end, 'rejections')} "
             "ORDER BY received_at DESC, id DESC LIMIT {examples:UInt32} BY reason",
             {"app": str(app.id), "examples": examples},
+            app.tenant,
         ),
     )
     kept = datetime.now(UTC) - period.before.start.astimezone(UTC) < _KEPT
@@ -61,5 +62,7 @@ async def rejected(app: App, store: Queries, period: Period, examples: int = 3) 
 
 async def _counts(app: App, store: Queries, period: Period) -> dict[str, int]:
     rows = rows_of(period.start, period.end, "rejections")
-    found = await store.query(f"SELECT reason, count() AS hits {rows} GROUP BY reason", {"app": str(app.id)})
+    found = await store.query(
+        f"SELECT reason, count() AS hits {rows} GROUP BY reason", {"app": str(app.id)}, app.tenant
+    )
     return {row["reason"]: row["hits"] for row in found}

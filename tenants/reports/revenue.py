@@ -54,7 +54,7 @@ async def revenue(app: App, store: Queries, period: Period, filters: Filters) ->
 
 async def _by_currency(app: App, store: Queries, period: Period, filters: Filters) -> dict[str, dict[str, int]]:
     rows, parameters = _revenue_rows(app, period, filters)
-    found = await store.query(f"SELECT currency, {_SUMS}, {_BUYERS} {rows} GROUP BY currency", parameters)
+    found = await store.query(f"SELECT currency, {_SUMS}, {_BUYERS} {rows} GROUP BY currency", parameters, app.tenant)
     return {row["currency"]: row for row in found}
 
 
@@ -91,6 +91,7 @@ async def revenue_series(app: App, store: Queries, period: Period, filters: Filt
     found = await store.query(
         f"SELECT currency, {bucket('received_at')} AS at, {_SUMS} {rows} GROUP BY currency, at",
         parameters | {"starts": starts},
+        app.tenant,
     )
     place = {start: number for number, start in enumerate(starts)}
     lines: dict[str, RevenueLine] = {}
@@ -134,6 +135,7 @@ async def revenue_by(
         f"{_SUMS}, {_BUYERS} {rows} GROUP BY text, missing) "
         "ORDER BY net DESC, missing, text LIMIT {limit:UInt32}",
         parameters | value.parameters | {"limit": limit},
+        app.tenant,
     )
     values = [
         RevenueValue(
@@ -169,7 +171,7 @@ async def largest_orders(
     rows, parameters = _revenue_rows(app, period, filters, currency_of(currency))
     # Not by the plain column: where an id follows, chDB 26.5 compares amounts with ids and fails.
     order = "ORDER BY -amount, received_at DESC, id DESC"
-    return await _orders(store, f"{rows} AND amount > 0 {order}", parameters, limit)
+    return await _orders(app, store, f"{rows} AND amount > 0 {order}", parameters, limit)
 
 
 async def latest_orders(
@@ -177,14 +179,15 @@ async def latest_orders(
 ) -> list[Order]:
     """The newest orders, of one currency or of all."""
     rows, parameters = _revenue_rows(app, period, filters, currency_of(currency) if currency else None)
-    return await _orders(store, f"{rows} AND amount > 0 ORDER BY received_at DESC, id DESC", parameters, limit)
+    return await _orders(app, store, f"{rows} AND amount > 0 ORDER BY received_at DESC, id DESC", parameters, limit)
 
 
-async def _orders(store: Queries, rows: str, parameters: dict[str, Any], limit: int) -> list[Order]:
+async def _orders(app: App, store: Queries, rows: str, parameters: dict[str, Any], limit: int) -> list[Order]:
     found = await store.query(
         "SELECT id, toUnixTimestamp64Milli(received_at) AS at, event_token, amount, currency, event_id, params_text, "
         f"person_id {rows} LIMIT {{limit:UInt32}}",
         parameters | {"limit": limit},
+        app.tenant,
     )
     return [
         Order(

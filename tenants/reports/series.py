@@ -48,8 +48,9 @@ async def series(app: App, store: Queries, period: Period, filters: Filters, lin
             "SELECT at, if(place <= {lines:UInt32}, token, '') AS line, sum(events) AS events "
             f"FROM ({ranked}) GROUP BY at, line",
             parameters | {"lines": lines},
+            app.tenant,
         ),
-        store.query(f"SELECT {at} AS at, {PERSONS} AS persons {rows} GROUP BY at", parameters),
+        store.query(f"SELECT {at} AS at, {PERSONS} AS persons {rows} GROUP BY at", parameters, app.tenant),
     )
     place = {start: number for number, start in enumerate(starts)}
     counts: dict[str | None, list[int]] = {}

@@ -36,12 +36,14 @@ async def tokens(app: App, store: Queries, period: Period, filters: Filters, lim
         f"SELECT *, sum(events) OVER () AS whole, count() OVER () AS known FROM ({counted}) "
         "ORDER BY events DESC, event_token LIMIT {limit:UInt32}",
         parameters,
+        app.tenant,
     )
     # Of those that are shown: there may have been thousands.
     before = f"{rows_of(period.before.start, period.before.end)}{where} AND event_token IN {{shown:Array(String)}}"
     found_before = await store.query(
         f"SELECT event_token, count() AS events {before} GROUP BY event_token",
         parameters | {"shown": [row["event_token"] for row in found]},
+        app.tenant,
     )
     earlier = {row["event_token"]: row["events"] for row in found_before}
     listed = [

@@ -42,6 +42,7 @@ async def _events(app: App, store: Queries, period: Period, filters: Filters) ->
     (row,) = await store.query(
         f"SELECT count() AS events, {PERSONS} AS persons {rows_of(period.start, period.end)}{where}",
         {"app": str(app.id), **parameters},
+        app.tenant,
     )
     return row["events"], row["persons"]
 
@@ -51,5 +52,6 @@ async def _others(app: App, store: Queries, period: Period) -> tuple[int, int, i
     (row,) = await store.query(
         f"SELECT sum(rejected) AS rejected, sum(duplicate) AS duplicates, sum(limited) AS limited {rows}",
         {"app": str(app.id)},
+        app.tenant,
     )
     return row["rejected"], row["duplicates"], row["limited"]

@@ -28,6 +28,7 @@ async def traffic(app: App, store: Queries, period: Period) -> Traffic:
     found = await store.query(
         f"SELECT {bucket('minute')} AS at, {sums} {rows_of(period.start, period.end, 'traffic')} GROUP BY at",
         {"app": str(app.id), "starts": starts},
+        app.tenant,
     )
     rows = {row["at"]: row for row in found}
     lines = {name: [rows[start][name] if start in rows else 0 for start in starts] for name in OUTCOMES}
@@ -50,5 +51,6 @@ async def limited_minutes(app: App, store: Queries, period: Period, limit: int =
         f"{rows_of(period.start, period.end, 'traffic')} "
         "GROUP BY minute HAVING beyond > 0 ORDER BY minute DESC LIMIT {limit:UInt32}",
         {"app": str(app.id), "limit": limit},
+        app.tenant,
     )
     return [LimitedMinute(datetime.fromtimestamp(row["at"], UTC), row["beyond"], row["admitted"]) for row in found]

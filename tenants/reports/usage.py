@@ -28,6 +28,7 @@ async def usage(tenant: Tenant, apps: Sequence[App], store: Queries, now: dateti
         "sum(limited) AS beyond FROM traffic WHERE app_id IN {apps:Array(UUID)} "
         f"AND minute > toDateTime({seconds(day) - _MINUTE}) AND minute <= toDateTime({seconds(now)}) GROUP BY minute",
         {"apps": [str(app.id) for app in apps if app.tenant == tenant.id]},
+        tenant.id,
     )
     minutes = [(row["admitted"], row["at"], row["beyond"]) for row in rows]
     recent = [minute for minute in minutes if minute[1] > seconds(hour) - _MINUTE]

@@ -14,7 +14,7 @@ AXE = Path(__file__).parent / "vendor/axe.js"
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 WCAG_AA = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
-# (name of the screenshot, address; APP is the app with hits, NEW the one without)
+# (name of the screenshot, address; APP is the app with hits, NEW the one without, TOKEN the first one's token)
 PUBLIC = [
     ("landing", "/"),
     ("signup", "/signup"),
@@ -26,6 +26,7 @@ INSIDE = [
     ("apps", "/apps"),
     ("new-app", "/apps/new"),
     ("delete-app", "APP/delete"),
+    ("revoke-token", "APP/tokens/TOKEN/revoke"),
     ("events", "APP"),
     ("events-filtered", "APP?period=7d&event_token=signup&params.plan=pro"),
     ("events-empty", "APP?event_token=nothing"),
@@ -45,7 +46,9 @@ INSIDE = [
     ("snippet-wrong", "APP/snippet?event_token=&as=json&json=%7B%22plan%22%3A+%7D"),
     ("revenue-none", "NEW/revenue"),
     ("rejected-none", "NEW/rejected"),
+    ("test-hit-lost", "APP/snippet/test/nothing-was-sent?sent=1"),
     ("account", "/account"),
+    ("usage", "/account/usage"),
     ("profile", "/account/profile"),
     ("people", "/account/people"),
     ("keys", "/account/keys"),
@@ -99,7 +102,19 @@ def test_public_pages(outside: BrowserContext, scheme: str, name: str, address: 
 def test_pages_behind_the_login(
     inside: BrowserContext, shop: Shop, new_app: str, scheme: str, name: str, address: str
 ) -> None:
-    look_at(inside, scheme, name, address.replace("APP", shop.path()).replace("NEW", f"/apps/{new_app}"))
+    for word, meant in (("APP", shop.path()), ("NEW", f"/apps/{new_app}"), ("TOKEN", shop.token)):
+        address = address.replace(word, meant)
+    look_at(inside, scheme, name, address)
+
+
+def test_an_invitation(inside: BrowserContext, outside: BrowserContext, scheme: str) -> None:
+    page = inside.new_page()
+    page.goto("/account/people")
+    page.get_by_label("E-mail").fill("somebody@example.org")
+    page.get_by_role("button", name="Make the link").click()
+    link = page.locator("#link").inner_text()
+    page.close()
+    look_at(outside, scheme, "join", link[link.index("/join/") :])
 
 
 def look_at(browser: BrowserContext, scheme: str, name: str, address: str) -> None:

@@ -17,7 +17,7 @@ OF_NOBODY = {"address", "path"}
 
 
 class NoStore:
-    async def query(self, sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def query(self, sql: str, parameters: Mapping[str, Any], whose: int) -> list[dict[str, Any]]:
         raise AssertionError("routes are only listed")
 
 

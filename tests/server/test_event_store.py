@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from server.event_store import EventStore
+from server.event_store import EventStore, EventStoreUnavailable
 from tenants.events import rejection_row
 from tenants.hits import Rejection
 
@@ -27,3 +27,11 @@ async def test_reports_take_one_core_while_many_hits_come_in(event_store: EventS
     assert await threads(event_store) == ("1" if busy else usual)
     event_store._busy_until = 0.0
     assert await threads(event_store) == usual
+
+
+async def test_a_report_does_not_take_the_memory_of_the_process_that_takes_hits(event_store: EventStore) -> None:
+    # 2 GiB of values that are all different.
+    values = "SELECT concat(toString(number), repeat('x', 8192)) AS value FROM numbers(262144)"
+    with pytest.raises(EventStoreUnavailable, match="241"):
+        await event_store.query(f"SELECT value, count() OVER () AS known FROM ({values}) ORDER BY value DESC LIMIT 20")
+    assert await event_store.query("SELECT 1 AS n") == [{"n": 1}]

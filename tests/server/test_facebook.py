@@ -17,10 +17,12 @@ from server.event_store import EventStore, EventStoreUnavailable
 from server.facebook import TokenResolver
 from server.graph import Graph
 from tenants import facebook
+from tenants import people as people_module
 from tenants.access_tokens import LEASE_MS, TOKEN_MS, WaitingToken, keep, retry_now, waiting
 from tenants.apps import create_app, delete_app
+from tenants.people import Sighting
 from tenants.secrets import SecretKey
-from tenants.tables import AccessToken, App, Tenant, TokenSighting
+from tenants.tables import AccessToken, App, Tenant, TokenSender
 
 KEY = SecretKey("a secret of at least 32 characters", "facebook")
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -31,28 +33,18 @@ MINUTE, HOUR = 60_000, 3_600_000
 
 
 class People:
-    """people.learn, as far as these stories need it: a visitor is a person."""
+    """people.learn, which tells what persons learn of; of hits that are `broken` it cannot."""
 
     def __init__(self) -> None:
         self.learnt: list[tuple[bytes, str | None, str | None]] = []
         self.broken: set[bytes] = set()
+        self._learn = people_module.learn
 
-    async def learn(
-        self,
-        app_id: UUID,
-        hit_id: bytes,
-        received_at_ms: int,
-        visitor: bytes | None,
-        *,
-        uuid: str | None,
-        email: str | None,
-        fbid: str | None,
-    ) -> bytes:
-        if hit_id in self.broken:
-            raise RuntimeError(f"{email} {fbid}")
-        person = visitor or hit_id
-        self.learnt.append((person, email, fbid))
-        return person
+    async def learn(self, hit: Sighting, now_ms: int) -> UUID | None:
+        if hit.hit_id in self.broken:
+            raise RuntimeError(f"{hit.email} {hit.fbid}")
+        self.learnt.append((hit.visitor or hit.hit_id, hit.email, hit.fbid))
+        return await self._learn(hit, now_ms)
 
 
 @pytest.fixture
@@ -62,9 +54,11 @@ def graph() -> Iterator[GraphStandIn]:
     stand_in.close()
 
 
-@pytest.fixture
-def people() -> People:
-    return People()
+@pytest.fixture(autouse=True)
+def people(monkeypatch: pytest.MonkeyPatch) -> People:
+    people = People()
+    monkeypatch.setattr(people_module, "learn", people.learn)
+    return people
 
 
 @pytest.fixture
@@ -76,7 +70,7 @@ async def client(graph: GraphStandIn) -> AsyncIterator[Graph]:
 
 @pytest.fixture
 def resolver(event_store: EventStore, client: Graph, people: People) -> TokenResolver:
-    return TokenResolver(event_store, client, KEY, people.learn)
+    return TokenResolver(event_store, client, KEY)
 
 
 @pytest.fixture
@@ -377,13 +371,13 @@ async def test_a_restart_asks_about_what_waits(
     graph.user(TOKEN, "123")
     graph.going.clear()
     await sent(shop)
-    killed = asyncio.create_task(TokenResolver(event_store, client, KEY, people.learn).work(NOW))
+    killed = asyncio.create_task(TokenResolver(event_store, client, KEY).work(NOW))
     while not graph.asked:  # noqa: ASYNC110 (another thread's)
         await asyncio.sleep(0.01)
     killed.cancel()
     await asyncio.gather(killed, return_exceptions=True)
     graph.going.set()
-    again = TokenResolver(event_store, client, KEY, people.learn)
+    again = TokenResolver(event_store, client, KEY)
     await settle(again, NOW + LEASE_MS - 1)
     assert people.learnt == []
     await settle(again, NOW + LEASE_MS)
@@ -401,7 +395,7 @@ async def test_killed_before_it_was_told_a_person_learns_again_to_the_same_rows(
 ) -> None:
     graph.user(TOKEN, "123", name="Ann")
     await sent(shop)
-    resolver = TokenResolver(event_store, client, KEY, people.learn)
+    resolver = TokenResolver(event_store, client, KEY)
 
     async def stored_and_killed(*arguments: Any) -> None:
         await EventStore.insert(event_store, *arguments)
@@ -428,7 +422,7 @@ async def test_two_machines_ask_about_each_token_once(
     for n in range(40):
         graph.user(f"EAAB{n}", str(1000 + n))
         await sent(shop, f"EAAB{n}", n, n.to_bytes(16))
-    machines = [TokenResolver(event_store, client, KEY, people.learn) for _ in range(3)]
+    machines = [TokenResolver(event_store, client, KEY) for _ in range(3)]
     await asyncio.gather(*(settle(machine) for machine in machines))
     assert graph.count("me") == 40
     assert sorted(people.learnt) == sorted((n.to_bytes(16), None, str(1000 + n)) for n in range(40))
@@ -520,7 +514,7 @@ async def test_with_another_secret_key_tokens_are_given_up(
 ) -> None:
     await sent(shop)
     other = SecretKey("another secret of some 32 characters", "facebook")
-    await settle(TokenResolver(event_store, client, other, people.learn))
+    await settle(TokenResolver(event_store, client, other))
     assert graph.asked == []
     assert await properties(event_store, shop) == {"facebook_state": "unresolved"}
 
@@ -535,7 +529,7 @@ async def test_a_deleted_apps_tokens_are_asked_about_no_more(
     assert graph.asked == []
     assert people.learnt == []
     assert not await AccessToken.exists()
-    assert not await TokenSighting.exists()
+    assert not await TokenSender.exists()
 
 
 async def test_no_token_is_logged_whatever_graph_says(
@@ -554,7 +548,7 @@ async def test_no_token_is_logged_whatever_graph_says(
         await sent(shop, f"{TOKEN}{n}", n)
     people.broken = {n.to_bytes(16) for n in range(9)}
     with structlog.testing.capture_logs() as logged:
-        await settle(TokenResolver(event_store, client, KEY, people.learn))
+        await settle(TokenResolver(event_store, client, KEY))
     assert logged == [{"event": "access tokens wait to be resolved", "error": "RuntimeError", "log_level": "warning"}]
     assert "EAAB" not in caplog.text + repr(logged)
 

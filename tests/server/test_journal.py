@@ -434,7 +434,7 @@ async def test_a_disk_full_for_real_costs_no_acknowledged_hit(
         """A frame of several pages, so that the disk's end lies within one."""
         first = len(kept) + len(refused)
         numbers = range(first, first + 40)
-        hits = [(*hit(number)[:7], b"f" * 1000, b"", b"", 0) for number in numbers]
+        hits = [(*hit(number)[:7], b"f" * 1000, b"", b"", 0, False) for number in numbers]
         (answer,) = set(await asyncio.gather(*map(journal.append, hits)))
         (kept if answer else refused).extend(numbers)
         return answer

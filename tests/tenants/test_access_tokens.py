@@ -14,7 +14,7 @@ from tenants.access_tokens import (
     LEASE_MS,
     TOKEN_MS,
     Profile,
-    Sighting,
+    Sender,
     TakenToken,
     WaitingToken,
     forget,
@@ -29,12 +29,12 @@ from tenants.access_tokens import (
     told,
     unscoped_next_app,
     unscoped_purge,
-    unscoped_take_sightings,
+    unscoped_take_senders,
     waiting,
 )
 from tenants.apps import create_app
 from tenants.secrets import SecretKey
-from tenants.tables import AccessToken, GraphPause, Tenant, TokenSighting, TokenState
+from tenants.tables import AccessToken, GraphPause, Tenant, TokenSender, TokenState
 
 KEY = SecretKey("a secret of at least 32 characters", "facebook")
 SHOP, OTHER = UUID(int=1 << 100), UUID(int=2 << 100)
@@ -51,7 +51,7 @@ def sent(
 async def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return (
         await AccessToken.select().order_by(AccessToken.key),
-        await TokenSighting.select().order_by(TokenSighting.key),
+        await TokenSender.select().order_by(TokenSender.key),
     )
 
 
@@ -60,8 +60,8 @@ async def take_one(app: UUID = SHOP, now: int = NOW) -> TakenToken:
     return taken
 
 
-async def sightings(now: int = NOW) -> list[Sighting]:
-    return await unscoped_take_sightings(KEY, now, 100)
+async def senders(now: int = NOW) -> list[Sender]:
+    return await unscoped_take_senders(KEY, now, 100)
 
 
 async def test_a_token_sent_often_is_asked_about_once(database: Database) -> None:
@@ -73,7 +73,7 @@ async def test_a_token_sent_often_is_asked_about_once(database: Database) -> Non
     assert await resolved(taken, KEY, "123", Profile("Ann", "a@example.org", "X1"), NOW)
     assert await take(SHOP, KEY, NOW + TOKEN_MS, 10) == []
     # Each visitor, and with each of their identifiers, once.
-    told_of = await sightings()
+    told_of = await senders()
     assert [(each.visitor, each.email, int.from_bytes(each.hit_id)) for each in told_of] == [
         (ANN, None, 1),
         (ANN, "ann@example.org", 3),
@@ -85,17 +85,17 @@ async def test_a_token_sent_often_is_asked_about_once(database: Database) -> Non
 async def test_one_sent_again_later_is_told_without_asking(database: Database) -> None:
     await keep(KEY, [sent("T", 1)], NOW)
     assert await resolved(await take_one(), KEY, "123", Profile(), NOW)
-    await told(await sightings())
+    await told(await senders())
     await keep(KEY, [sent("T", 2), sent("T", 3, visitor=BOB)], NOW + 5)
     assert await take(SHOP, KEY, NOW + LEASE_MS, 10) == []
-    (again,) = await sightings(NOW + 5)
+    (again,) = await senders(NOW + 5)
     assert (again.visitor, again.resolved_fbid, again.state) == (BOB, "123", TokenState.RESOLVED)
 
 
 async def test_hits_that_nothing_ties_together_are_told_each(database: Database) -> None:
     await keep(KEY, [sent("T", 1, visitor=None), sent("T", 2, visitor=None), sent("T", 2, visitor=None)], NOW)
     assert await give_up(await take_one(), TokenState.EXPIRED, NOW)
-    assert [int.from_bytes(each.hit_id) for each in await sightings()] == [1, 2]
+    assert [int.from_bytes(each.hit_id) for each in await senders()] == [1, 2]
 
 
 async def test_kept_again_after_a_crash_nothing_changes(database: Database) -> None:
@@ -123,8 +123,8 @@ async def test_a_token_is_only_readable_with_the_key_and_gone_when_done(database
     (row,) = (await rows())[0]
     assert (row["sealed"], row["due_at"]) == (None, None)
     assert "Ann Other" not in repr(row)
-    assert "Ann" not in repr(await sightings())
-    await told(await sightings(NOW + LEASE_MS))
+    assert "Ann" not in repr(await senders())
+    await told(await senders(NOW + LEASE_MS))
     (row,) = (await rows())[1]
     assert (row["visitor"], row["email"], row["told"]) == (None, None, True)
 
@@ -140,9 +140,9 @@ async def test_who_takes_one_has_it_until_the_lease_ends(database: Database) -> 
     await later(slow, KEY, NOW, None, Profile())
     assert await resolved(quick, KEY, "123", Profile(), NOW)
     assert not await resolved(quick, KEY, "124", Profile(), NOW)
-    assert (await sightings())[0].resolved_fbid == "123"
-    assert await sightings(NOW + LEASE_MS - 1) == []
-    assert len(await sightings(NOW + LEASE_MS)) == 1
+    assert (await senders())[0].resolved_fbid == "123"
+    assert await senders(NOW + LEASE_MS - 1) == []
+    assert len(await senders(NOW + LEASE_MS)) == 1
 
 
 async def test_later_keeps_what_is_known(database: Database) -> None:
@@ -193,7 +193,7 @@ async def test_a_sighting_kept_while_its_token_is_resolved_is_told(database: Dat
         await asyncio.gather(
             resolved(taken, KEY, "123", Profile(), NOW), keep(KEY, [sent(f"T{n}", 2, visitor=BOB)], NOW)
         )
-        assert {each.visitor for each in await sightings()} == {ANN, BOB}
+        assert {each.visitor for each in await senders()} == {ANN, BOB}
 
 
 async def test_what_an_app_waits_for_is_counted_and_tried_at_once_when_asked(alice: Tenant, bob: Tenant) -> None:
@@ -230,7 +230,7 @@ async def test_a_deleted_persons_tokens_go_and_nobody_elses(alice: Tenant, by: d
     if by == {"fbids": ["123"]}:
         (taken,) = [each for each in await take(shop.id, KEY, NOW, 10) if each.token == "T"]
         await resolved(taken, KEY, "123", Profile(), NOW)
-        await told([each for each in await sightings() if each.app_id == shop.id])
+        await told([each for each in await senders() if each.app_id == shop.id])
     assert await forget(shop) == 0
     assert await forget(shop, emails=["nobody@example.org"], fbids=["1"]) == 0
     assert await forget(shop, **by) == 1
@@ -253,7 +253,7 @@ async def test_what_is_done_with_is_forgotten_after_ninety_days(database: Databa
     await keep(KEY, [sent("T", 1), sent("U", 2)], NOW)
     (taken,) = [each for each in await take(SHOP, KEY, NOW, 10) if each.token == "T"]
     await resolved(taken, KEY, "123", Profile(), NOW)
-    await told(await sightings())
+    await told(await senders())
     await unscoped_purge(NOW + KEPT_MS)
     assert [len(found) for found in await rows()] == [2, 2]
     await unscoped_purge(NOW + KEPT_MS + 1)

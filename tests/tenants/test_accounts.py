@@ -9,7 +9,7 @@ import pytest
 from server.database import Database
 from tenants import accounts, members, sessions, tokens
 from tenants.apps import create_app, list_apps
-from tenants.errors import EmailTaken, InvalidValue, NotFound, TooManyTries
+from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound, TooManyTries
 from tenants.keys import create_key, tenant_by_key
 from tenants.tables import App, AppToken, Erasure, Membership, Role, Session, Tenant, Tries, User
 
@@ -278,6 +278,20 @@ async def test_an_unknown_user_takes_as_long(database: Database) -> None:
 
     # The work of a hash is tens of milliseconds, all else is one or two.
     assert await fastest("nobody@example.org") > 0.5 * await fastest("alice@example.org")
+
+
+async def test_an_address_that_logs_in_without_pause_keeps_only_itself_waiting() -> None:
+    known = await accounts.hash_password(PASSWORD)
+    of_one = [
+        asyncio.create_task(accounts.verify_password(known, PASSWORD, f"2001:db8::{number}")) for number in range(31)
+    ]
+    await asyncio.sleep(0)
+    assert await accounts.verify_password(known, PASSWORD, HERE)
+    assert sum(task.done() for task in of_one) < 10
+    done = await asyncio.gather(*of_one, return_exceptions=True)
+    assert done[:30] == [True] * 30
+    assert isinstance(done[30], Busy)
+    assert await accounts.verify_password(known, PASSWORD, "2001:db8::1")
 
 
 async def test_hashing_leaves_the_event_loop_free(database: Database) -> None:

@@ -482,6 +482,12 @@ def test_a_note_stands_where_it_belongs(draft: Draft, place: str, message: str) 
     assert has_errors == (snippet.blocks == ()) == (snippet.event is None)
 
 
+def test_of_a_person_who_is_ignored_nothing_more_is_said() -> None:
+    wrong = Draft(event_token="t", rows=(Row("email", "text", "nobody"),))
+    (note,) = build(wrong, BASE, TOKEN, "USD").notes_at("row-0")
+    assert "so it is ignored" in note.message
+
+
 def test_amp_without_https_is_said() -> None:
     snippet = build(Draft(event_token="t", target="amp"), "http://px.example", TOKEN, "USD")
     assert "https" in snippet.notes_at("target")[0].message

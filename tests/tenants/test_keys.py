@@ -1,5 +1,6 @@
 # pyright: reportUnknownMemberType=false
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -85,3 +86,17 @@ async def test_last_use_is_written_once_a_minute(database: Database, alice: Tena
 async def test_a_key_needs_a_name(database: Database, alice: Tenant) -> None:
     with pytest.raises(InvalidValue):
         await keys.create_key(alice, " ")
+
+
+async def test_keys_made_and_revoked_without_end_do_not_fill_the_page(
+    database: Database, alice: Tenant, bob: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "MAX_KEYS", 3)
+    first, _ = await keys.create_key(alice, "First")
+    await keys.revoke_key(alice, first.id)
+    made = await asyncio.gather(*(keys.create_key(alice, "More") for _ in range(4)), return_exceptions=True)
+    assert sorted(type(each).__name__ for each in made) == ["InvalidValue", "InvalidValue", "tuple", "tuple"]
+    assert len(await keys.list_keys(alice, datetime.now(UTC))) == 3
+    await keys.create_key(bob, "Own")
+    await ApiKey.update({ApiKey.revoked_at: datetime.now(UTC) - timedelta(days=31)}).where(ApiKey.id == first.id)
+    await keys.create_key(alice, "Again")

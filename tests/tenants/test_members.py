@@ -94,6 +94,20 @@ async def test_a_second_invitation_replaces_the_first(database: Database, alice:
     assert (await members.find_invitation(others, NOW)).tenant.name == "Bob"
 
 
+async def test_invitations_without_end_do_not_fill_the_page(
+    database: Database, alice: Tenant, bob: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "MAX_PEOPLE", 3)
+    for email in ("one@example.org", "two@example.org", "two@example.org"):
+        await members.invite(alice, email, "viewer", NOW)
+    with pytest.raises(InvalidValue, match="3 people at most"):
+        await members.invite(alice, "three@example.org", "viewer", NOW)
+    await members.invite(bob, "three@example.org", "viewer", NOW)
+    (newest, _) = await members.list_invitations(alice, NOW)
+    await members.withdraw(alice, newest.id)
+    await members.invite(alice, "three@example.org", "viewer", NOW)
+
+
 async def test_bob_cannot_withdraw_alices_invitation(database: Database, alice: Tenant, bob: Tenant) -> None:
     invitation, token = await members.invite(alice, "new@example.org", "viewer", NOW)
     for tenant, wanted in ((bob, invitation.id), (alice, invitation.id + 1), (alice, 0), (alice, 2**70)):

@@ -144,3 +144,12 @@ async def test_any_user_agent_can_be_stored(user: User) -> None:
     await sessions.create(user, "a\0b\ud800c" + "d" * 300, NOW)
     (row,) = await Session.select(Session.user_agent)
     assert row["user_agent"] == "abc" + "d" * 252
+
+
+async def test_logins_without_end_do_not_fill_the_database(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    bob = (await create_tenant("Bob", "bob@example.org", None))[1]
+    other = await sessions.create(bob, "", NOW)
+    tokens = [await sessions.create(user, "", NOW) for _ in range(5)]
+    assert [await sessions.find(token, NOW) is not None for token in tokens] == [False, False, True, True, True]
+    assert await sessions.find(other, NOW) is not None

@@ -93,6 +93,14 @@ async def test_forms_that_no_page_sends_are_refused(anonymous: httpx.AsyncClient
     assert await Tenant.count() == 0
 
 
+async def test_a_form_in_an_encoding_that_is_none_is_refused(anonymous: httpx.AsyncClient) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="email"\r\n\r\n\xff\r\n--x--\r\n'
+    for charset in ("nope", "utf-16", "idna", "hex"):
+        kind = f"multipart/form-data; boundary=x; charset={charset}"
+        reply = await anonymous.post("/login", content=body, headers={"Content-Type": kind})
+        assert reply.status_code in (400, 422), charset
+
+
 async def test_a_file_in_the_place_of_a_field_is_no_text(anonymous: httpx.AsyncClient) -> None:
     reply = await anonymous.post("/signup", data={"name": "A"}, files={"email": ("a.txt", b"a@example.org")})
     assert reply.status_code == 422

@@ -15,7 +15,7 @@ from application import Site
 from server.event_store import EventStore
 from tenants import apps, keys
 from tenants.events import event_row
-from tenants.hits import Event, decode
+from tenants.hits import Event, Rejection, decode
 from tenants.tables import App, Tenant
 from web.api import records, reports
 from web.api.examples import EXAMPLES
@@ -205,12 +205,17 @@ async def test_numbers_of_an_attacker_are_answered(ours: Reader, event_store: Ev
 
 
 def test_examples_are_answers() -> None:
-    answers: dict[str, Any] = dict(zip(REPORTS, reports.ANSWERS, strict=True))
+    names = ("events", "rejections", *REPORTS)
+    answers: dict[str, Any] = dict(zip(names, (*records.ANSWERS, *reports.ANSWERS), strict=True))
     assert EXAMPLES.keys() == answers.keys()
     for name, answer in answers.items():
         text = json.dumps(EXAMPLES[name])
         parsed = msgspec.json.decode(text, type=answer)
         assert msgspec.to_builtins(parsed) == json.loads(text), "no field is missing, none is too many"
+    (rejection,) = EXAMPLES["rejections"]["rejections"]
+    meant = decode(rejection["category"], rejection["query"].encode(), "EUR", privacy=False)
+    assert isinstance(meant, Rejection)
+    assert (meant.reason, meant.detail) == (rejection["reason"], rejection["detail"])
 
 
 async def test_the_reference_has_every_report_with_an_example(site: Site) -> None:
@@ -226,6 +231,11 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
         assert ("params.{field}" in named) == (name != "traffic")
         assert all(parameter["description"] for parameter in operation["parameters"])
         assert f'id="{name}"' in page
+    for name in ("events", "rejections"):
+        content = document["paths"][f"/api/v1/apps/{{app_token}}/{name}"]["get"]["responses"]["200"]["content"]
+        assert content["application/json"]["example"] == EXAMPLES[name]
+    assert "missing_amount" in page
+    assert 'href="/login"' not in page, "somebody logged in would think that they are not"
     assert "/breakdown?field=params.plan" in page
     described = document["components"]["schemas"]
     assert [name for name, schema in described.items() if not schema.get("description")] == []

@@ -37,6 +37,13 @@ async def test_the_list_says_what_to_do_when_it_is_empty(
         assert f'<div class="overview" id="overview-{app.id}">' in page.text
 
 
+@pytest.mark.parametrize("path", ["/apps/new", "/apps/{shop}/settings"])
+async def test_a_form_without_its_fields_is_shown_again(owner: httpx.AsyncClient, shop: App, path: str) -> None:
+    reply = await owner.post(path.format(shop=shop.id), data={"else": "x"})
+    assert reply.status_code == 422
+    assert "A name has 1 to 100 characters." in reply.text
+
+
 async def test_a_new_app(owner: httpx.AsyncClient, alice: Tenant) -> None:
     page = await owner.get("/apps/new")
     assert '<option value="USD" selected>' in page.text

@@ -12,11 +12,14 @@ import pytest
 
 from server.digest import traffic_rows
 from server.event_store import EventStore
+from tenants.apps import create_app
 from tenants.errors import Busy
 from tenants.events import Row, event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
+from tenants.keys import create_key
 from tenants.snippets import encode_params
 from tenants.tables import App, Tenant
+from tenants.tokens import list_tokens
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x>{{7*7}}"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
@@ -209,6 +212,51 @@ async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: 
     assert only.count('<article class="hit') == 1
 
 
+async def test_live_has_the_filters_of_the_other_views(
+    owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore
+) -> None:
+    address = f"/apps/{busy_shop.id}/live?period=7d&params.plan=pro"
+    page = (await owner.get(f"{address}&text=signup")).text
+    assert page.count('<article class="hit') == 2
+    assert "plan is pro" in page
+    # Its links keep what it contains; those to the other views keep period and filters.
+    assert (
+        f'href="/apps/{busy_shop.id}/live?period=7d&amp;text=signup" aria-label="Remove the filter plan is pro"' in page
+    )
+    assert f'href="/apps/{busy_shop.id}/revenue?period=7d&amp;params.plan=pro"' in page
+    assert f'hx-get="/apps/{busy_shop.id}/live/newer?period=7d&amp;params.plan=pro&amp;text=signup"' in page
+    after = page.partition("&#34;after&#34;: &#34;")[2].partition("&#34;")[0]
+    await hits(event_store, busy_shop, [sent("signup", plan="pro"), sent("signup", plan="team")], ago=0)
+    newer = await owner.get(f"/apps/{busy_shop.id}/live/newer?params.plan=pro&text=signup&after={after}")
+    assert newer.text.count('<article class="hit') == 1
+    added = await owner.get(f"{address}&kind=recorded&add_field=event_token&add_how=is&add_value=signup")
+    assert added.status_code == 303
+    assert added.headers["location"] == f"{address}&event_token=signup&kind=recorded"
+    wrong = await owner.get(f"/apps/{busy_shop.id}/live?add_field=currency&add_value=EURO")
+    assert "The filter was not added" in wrong.text
+
+
+async def test_what_is_chosen_in_a_panel_stands_in_the_address(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    app = f"/apps/{busy_shop.id}"
+    for open_page, there in (
+        (
+            "http://onepx.test/apps/1/revenue?field=params.plan&period=7d&next=//evil.example",
+            "field=params.plan&in=USD",
+        ),
+        ("http://[evil?field=a%0d%0aSet-Cookie:%20b%3Dc#d", "field=a%0D%0ASet-Cookie%3A+b%3Dc&in=USD"),
+        ("", "in=USD"),
+    ):
+        headers = {"HX-Request": "true", "HX-Current-URL": open_page}
+        reply = await owner.get(f"{app}/panels/revenue?page=revenue&in=USD", headers=headers)
+        assert reply.headers["hx-replace-url"] == f"{app}/revenue?{there}"
+    # With the page come the panels that were chosen, and so does the page for browsers without script.
+    page = (await owner.get(f"{app}/revenue?field=params.plan&in=USD")).text
+    assert f'hx-get="{app}/panels/orders?field=params.plan&amp;in=USD&amp;page=revenue"' in page
+    assert f"url={app}/revenue?field=params.plan&amp;in=USD&amp;whole=1" in page
+    # It is of this page alone: other views have panels of their own.
+    assert f'href="{app}" ' in page or f'href="{app}">' in page
+
+
 async def test_an_export_is_of_the_view_and_safe_in_a_spreadsheet(
     owner: httpx.AsyncClient, shop: App, event_store: EventStore
 ) -> None:
@@ -253,13 +301,18 @@ async def test_all_apps_at_a_glance_and_the_limit_used(owner: httpx.AsyncClient,
     used = (await owner.get("/account/usage", headers={"HX-Request": "true"})).text
     assert "hits a second" in used
     assert "of 1,000" in used
+    assert "<html" not in used
+    # Without script it is a page of its own.
+    page = (await owner.get("/account/usage")).text
+    assert "<h1>" in page
+    assert "hits a second" in page
 
 
-async def test_one_app_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
+async def test_one_tenant_cannot_keep_the_others_waiting(event_store: EventStore, shop: App) -> None:
     slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
-    asked = [asyncio.create_task(event_store.query(slow, {"app": str(shop.id)})) for _ in range(62)]
+    asked = [asyncio.create_task(event_store.query(slow, {}, shop.tenant)) for _ in range(122)]
     await asyncio.sleep(0)
-    done = await asyncio.wait_for(event_store.query("SELECT 1 AS n", {"app": "another"}), 5)
+    done = await asyncio.wait_for(event_store.query("SELECT 1 AS n", {}, shop.tenant + 1), 5)
     assert done == [{"n": 1}]
     assert not all(task.done() for task in asked)
     refused = [task for task in asked if task.done()]
@@ -267,6 +320,40 @@ async def test_one_app_cannot_keep_the_others_waiting(event_store: EventStore, s
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_tenant_with_many_apps_cannot_keep_the_others_waiting(
+    owner: httpx.AsyncClient,
+    stranger: httpx.AsyncClient,
+    event_store: EventStore,
+    alice: Tenant,
+    bob: Tenant,
+    shop: App,
+) -> None:
+    other, bobs = [(await create_app(tenant, "Other"))[0] for tenant in (alice, bob)]
+    slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
+    asked = [asyncio.create_task(event_store.query(slow, {}, shop.tenant)) for _ in range(120)]
+    await asyncio.sleep(0)
+    for path in (f"/apps/{shop.id}/panels/totals", f"/apps/{other.id}/panels/totals", "/apps/counts", "/account/usage"):
+        assert (await owner.get(path)).status_code == 429
+    for path in (f"/apps/{bobs.id}/panels/totals", "/apps/counts"):
+        assert (await asyncio.wait_for(stranger.get(path), 5)).status_code == 200
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_thousand_hits_are_not_compressed_on_the_loop_that_takes_hits(
+    owner: httpx.AsyncClient, alice: Tenant, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sent("view")] * 5 + [sold("25.00")] * 5)
+    (token,) = await list_tokens(shop)
+    _, key = await create_key(alice, "Reports")
+    headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "gzip"}
+    for name, compressed in (("events", False), ("rejections", False), ("series", True)):
+        reply = await owner.get(f"/api/v1/apps/{token.token}/{name}", headers=headers)
+        assert len(reply.content) > 1_000  # less is never compressed
+        assert ("content-encoding" in reply.headers) == compressed
 
 
 async def test_a_form_larger_than_a_hit_is_refused(anonymous: httpx.AsyncClient) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tenants.keys import create_key
+from tenants.tables import App, Tenant
+from tenants.tokens import list_tokens
 from web.assets import Assets
 from web.origin import SameOrigin
 from web.rendering import ago, moment, money, number, percent
@@ -65,6 +68,8 @@ async def test_every_page_carries_the_strict_policy(anonymous: httpx.AsyncClient
         ({"origin": "https://px.example.com"}, True),
         ({"origin": "https://PX.example.com"}, True),
         ({"origin": "http://px.example.com"}, False),
+        ({"origin": "http://px.example.com", "host": "px.example.com"}, False),
+        ({"origin": "https://px.example.com", "host": "px.example.com"}, True),
         ({"origin": "https://px.example.com.evil.example"}, False),
         ({"origin": "null"}, False),
         ({"origin": "http://127.0.0.1:8000", "host": "127.0.0.1:8000"}, True),
@@ -121,9 +126,27 @@ async def test_whoever_is_not_logged_in_is_led_to_the_login_and_back(anonymous: 
     assert (fragment.status_code, fragment.headers["hx-refresh"]) == (401, "true")
 
 
-async def test_pages_are_not_kept_by_caches(owner: httpx.AsyncClient) -> None:
-    reply = await owner.get("/apps")
-    assert reply.status_code == 200
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/apps", 200),
+        ("/login", 303),
+        ("/apps/{shop}/waiting", 204),
+        ("/apps/{shop}/export", 200),
+        ("/nothing", 404),
+        ("/api/v1/apps/{token}/events", 200),
+        ("/api/v1/apps/{token}/totals", 200),
+        ("/api/v1/apps/nothing/events", 404),
+    ],
+)
+async def test_what_a_tenant_sees_is_not_kept_by_caches(
+    owner: httpx.AsyncClient, alice: Tenant, shop: App, path: str, status: int
+) -> None:
+    (token,) = await list_tokens(shop)
+    _, key = await create_key(alice, "Reports")
+    headers = {"Authorization": f"Bearer {key}"} if path.startswith("/api") else {}
+    reply = await owner.get(path.format(shop=shop.id, token=token.token), headers=headers)
+    assert reply.status_code == status
     assert reply.headers["cache-control"] == "no-store"
 
 

@@ -11,18 +11,18 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from application import SECRET_KEY
+from application import SECRET_KEY, Site
 from litestar.routes import HTTPRoute
 
 from tenants import audiences, keys, members, sessions, tokens
 from tenants.facebook import facebook_key
 from tenants.reports.segments import Segment
-from tenants.tables import TABLES, App, Role, Tenant, User
+from tenants.tables import TABLES, ApiKey, App, Role, Session, Tenant, User
 from web.app import create_app
 
 
 class NoStore:
-    async def query(self, sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def query(self, sql: str, parameters: Mapping[str, Any], whose: int) -> list[dict[str, Any]]:
         raise AssertionError("routes are only listed")
 
 
@@ -225,6 +225,32 @@ async def test_a_viewer_sees_every_page_that_is_no_form(viewer: httpx.AsyncClien
     # Forms of what they may not do are refused; pages that they may see say 200, or 204 when there is nothing new.
     may_not = path in FORMS
     assert reply.status_code in ((403,) if may_not else (200, 204, 400))
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
+SHOWN = [path for method, path in PRIVATE if method == "GET" and path != "/apps/{app_id}/export"]
+
+
+async def test_hostile_names_stay_text_on_every_page(
+    owner: httpx.AsyncClient, alice: Tenant, things: Things, site: Site
+) -> None:
+    await Tenant.update({Tenant.name: HOSTILE}).where(Tenant.id == alice.id)
+    await App.update({App.name: HOSTILE}).where(App.id == things.app.id)
+    for table in (User, ApiKey):
+        await table.update({table.name: HOSTILE}, force=True)
+    await Session.update({Session.user_agent: HOSTILE}, force=True)
+    _, invited = await members.invite(alice, "else@example.org", Role.VIEWER, datetime.now(UTC))
+    shown = 0
+    for browser, address in [
+        *((owner, things.fill(path)) for path in SHOWN),
+        (await site.browser(), f"/join/{invited}"),
+    ]:
+        text = (await browser.get(address)).text
+        assert "<script>alert" not in text, address
+        assert "<img src=x" not in text, address
+        assert "onerror=alert(2)&gt;49" not in text, address
+        shown += "&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&gt;&lt;img" in text
+    assert shown >= 18
 
 
 @pytest.mark.parametrize("path", CHANGES)

@@ -1,4 +1,4 @@
-"""An answer of each report, for the reference."""
+"""An answer of each address of the API, for the reference."""
 
 from typing import Any
 
@@ -13,6 +13,48 @@ _PERIOD = {
 _BUCKETS = ["2026-11-20T00:00:00+01:00", "2026-11-21T00:00:00+01:00"]
 
 EXAMPLES: dict[str, Any] = {
+    "events": {
+        "events": [
+            {
+                "id": "01a1fe33-54ae-7c41-9a10-2f6b8d0c4e71",
+                "received_at": "2026-11-21T13:02:19.310Z",
+                "category": "revenue",
+                "event_token": "purchase",
+                "amount": 2500,
+                "currency": "EUR",
+                "event_id": "order-3571",
+                "params": {"plan": "pro", "items": 2},
+                "person_id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",
+                "warnings": [],
+            },
+            {
+                "id": "01a1fe32-d824-7d18-8c55-7a90b3e1f264",
+                "received_at": "2026-11-21T13:01:47.428Z",
+                "category": "event",
+                "event_token": "signup",
+                "amount": None,
+                "currency": None,
+                "event_id": None,
+                "params": {"plan": "pro"},
+                "person_id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",
+                "warnings": ["ignored_fields"],
+            },
+        ],
+        "next": "AZq_O-CkfRiMVXqQs-HyZA",
+    },
+    "rejections": {
+        "rejections": [
+            {
+                "id": "01a1fe31-38c7-7e02-b3d9-5e8f17a6c0b4",
+                "received_at": "2026-11-21T13:00:01.095Z",
+                "category": "revenue",
+                "reason": "missing_amount",
+                "detail": "Add amount, a whole number in the currency's minor unit: amount=2500 for 25.00 USD.",
+                "query": "event_token=purchase",
+            }
+        ],
+        "next": None,
+    },
     "totals": {
         "period": _PERIOD,
         "totals": {

@@ -152,7 +152,8 @@ async def join(request: AnyRequest, token: FromPath[str]) -> Response[bytes]:
             tenant = await members.join(token, me.user, now)
             await sessions.switch(me.session, tenant.id)
             return go("/apps", "joined")
-        tenant, user = await members.join_as_new(token, text(form, "name"), text(form, "password"), now)
+        name, password = text(form, "name"), text(form, "password")
+        tenant, user = await members.join_as_new(token, name, password, now, _address(request))
     except InvalidValue as error:
         return await _join_page(request, token, form, error)
     except NotFound:

@@ -39,7 +39,15 @@ NOTICES.update(
 )
 
 
-def _choices(form: FormMultiDict | dict[str, str]) -> dict[str, Any]:
+_FIELDS = ("name", "currency", "timezone", "honour_privacy_signals")
+
+
+def _typed(form: FormMultiDict) -> dict[str, str]:
+    """Every field of an app's form; what was not sent is empty."""
+    return {name: text(form, name) for name in _FIELDS}
+
+
+def _choices(form: dict[str, str]) -> dict[str, Any]:
     """What the menus of a form offer, and what stands in its fields."""
     return {
         "currencies": [(code, code) for code in sorted(MINOR_UNITS)],
@@ -79,7 +87,7 @@ async def create(request: AnyRequest, member: Member) -> Response[bytes]:
         )
     except InvalidValue as error:
         errors = {error.field: str(error)}
-        return await render(request, "apps/new.html", 422, errors=errors, **_choices(form))
+        return await render(request, "apps/new.html", 422, errors=errors, **_choices(_typed(form)))
     return go(f"/apps/{app.id}")
 
 
@@ -112,7 +120,7 @@ async def settings_of(
         overlap=_OVERLAP,
         errors={error.field: str(error)} if error else {},
         facebook=await connection(app, now, facebook_app_id),
-        **_choices(form if form is not None else kept),
+        **_choices(_typed(form) if form is not None else kept),
     )
 
 

@@ -8,6 +8,7 @@ a panel shows.
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
@@ -32,12 +33,14 @@ from tenants.reports.usage import usage
 from tenants.snippets import img_tag, pixel_url
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
-from web.rendering import fragment, go, plain_money, render
-from web.view import View, added_filter, bucket_label, filterable, view_of
+from web.rendering import fragment, go, is_htmx, plain_money, render
+from web.view import View, adding, bucket_label, filterable, view_of
 
 Context = dict[str, Any]
 Panel = Callable[[View, Queries, Mapping[str, str]], Awaitable[Context]]
 
+# What is chosen in a panel: which field it is about, in which currency. It stands in the page's address.
+_CHOSEN = ("field", "in")
 # The fields that events can be broken down by beside those of params.
 _COLUMNS = ("event_token", "category", "currency")
 
@@ -110,6 +113,10 @@ async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Conte
     return {"largest": largest, "latest": latest, "currencies": currencies, "currency": currency}
 
 
+def _chosen(asked: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, asked[name]) for name in _CHOSEN if asked.get(name))
+
+
 def _currency(asked: Mapping[str, str], currencies: list[str]) -> str:
     """The currency asked for, else the one with most orders; '' when nothing was sold."""
     wanted = asked.get("in", "").upper()
@@ -175,13 +182,9 @@ async def _panel_context(view: View, store: Queries, name: str, asked: Mapping[s
 
 
 async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ...]) -> Response[bytes]:
-    view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"))
     pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
-    try:
-        filters = added_filter(view, pairs)
-    except InvalidValue as error:
-        filters = None
-        view = View(app, view.period, view.filters, view.path, view.whole, f"The filter was not added: {error}")
+    view = view_of(request, app, f"/apps/{app.id}/{tab}".rstrip("/"), _chosen(dict(pairs)))
+    view, filters = adding(view, pairs)
     if filters is not None:
         return go(view.link(filters))
     store: Queries = request.app.state.event_store
@@ -189,7 +192,7 @@ async def _page(request: AnyRequest, app: OurApp, tab: str, names: tuple[str, ..
     panels: dict[str, Markup] = {}
     for name in names if view.whole else ():
         panels[name] = fragment(request, f"app/_{name}.html", **await _panel_context(view, store, name, asked))
-    whole = f"{view.path}?{view.query(whole='1')}"
+    whole = view.link(whole="1")
     return await render(
         request, f"app/{tab or 'events'}.html", app=app, tab=tab, view=view, panels=panels, whole_address=whole
     )
@@ -241,10 +244,17 @@ async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Respon
         raise NotFoundException
     asked = dict(request.query_params.multi_items())
     page = asked.get("page", "")
-    view = view_of(request, app, f"/apps/{app.id}/{page}" if page in ("revenue", "rejected") else f"/apps/{app.id}")
+    # What other panels of the page have been asked for stays.
+    open_page = dict(parse_qsl(request.headers.get("hx-current-url", "").partition("?")[2].partition("#")[0]))
+    path = f"/apps/{app.id}/{page}" if page in ("revenue", "rejected") else f"/apps/{app.id}"
+    view = view_of(request, app, path, _chosen(open_page | asked))
     context = await _panel_context(view, request.app.state.event_store, name, asked)
-    template = "_options" if name in ("fields", "values") else f"_{name}"
-    return await render(request, f"app/{template}.html", **context)
+    if name in ("fields", "values"):
+        return await render(request, "app/_options.html", **context)
+    response = await render(request, f"app/_{name}.html", **context)
+    if is_htmx(request) and _chosen(asked):
+        response.headers["HX-Replace-Url"] = view.link()
+    return response
 
 
 @get("/apps/counts")
@@ -260,7 +270,8 @@ async def limit_used(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
     """How much of the tenant's limit is used."""
     apps = await list_apps(viewer.tenant)
     hour, day = await usage(viewer.tenant, apps, request.app.state.event_store, datetime.now(UTC))
-    return await render(request, "app/_usage.html", tenant=viewer.tenant, hour=hour, day=day)
+    template = "app/_usage.html" if is_htmx(request) else "account/usage.html"
+    return await render(request, template, tab="", tenant=viewer.tenant, hour=hour, day=day)
 
 
 handlers = [events_page, waiting, revenue_page, rejected_page, panel, counts, limit_used]

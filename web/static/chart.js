@@ -154,7 +154,8 @@
   }
 
   function redraw() {
-    for (const figure of drawn) {
+    // Of a copy: what is drawn again comes into the set again, and the set would never end.
+    for (const figure of [...drawn]) {
       figure.chart.destroy();
       drawn.delete(figure);
       if (figure.isConnected) draw(figure);

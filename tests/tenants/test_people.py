@@ -1,0 +1,245 @@
+"""Protocol section 3, told as stories: the same hits, the same persons, however they are digested."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from random import Random
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.database import Database
+from server.journal import hit_id
+from tenants.identifiers import UUID_KIND, unscoped_roots
+from tenants.people import WINDOW_MS, Sighting, identify, keys_of, told, unscoped_untold
+from tenants.tables import Identifier, Person, Reattribution, Visitor
+
+BEGAN = 1_700_000_000_000
+
+# (name, hits, whose they are in the end). A hit is what it tells: u its uuid, e its email, f its fbid, c its cookie;
+# `c+` is a cookie that the browser brought from before. Hits with the same letter are the same person's.
+STORIES = [
+    ("an anonymous visitor is one person", "cA / cA / cA", "aaa"),
+    ("two browsers are two visitors", "cA / cB / cA", "aba"),
+    ("a signup by e-mail, then a purchase by cookie", "eann cA / cA", "aa"),
+    ("what a visitor did before signing up is theirs", "cA / cA / eann cA", "aaa"),
+    ("the same e-mail in two browsers is one person", "eann cA / eann cB", "aa"),
+    ("and what both browsers do later is theirs", "eann cA / eann cB / cA / cB", "aaaa"),
+    ("what a second browser did before its login is theirs", "eann cA / cB / cB / eann cB", "aaaa"),
+    ("two e-mails are two persons", "eann cA / ebob cB", "ab"),
+    ("a mail program sends no cookie back", "eann cA / eann cB / eann cC / eann cD", "aaaa"),
+    ("mails of two readers", "eann cA / ebob cB / eann cC / ebob cD", "abab"),
+    ("uuid alone", "u1 cA / u1 cB", "aa"),
+    ("fbid alone", "f7 cA / f7 cB", "aa"),
+    ("e-mail first, uuid by the same cookie", "eann cA / u1 cA / u1 cB", "aaa"),
+    ("uuid and e-mail told together tie both", "u1 eann cA / u1 cB / eann cC", "aaa"),
+    ("uuid and e-mail known apart, then told together", "u1 cA / eann cB / u1 eann cC", "aaa"),
+    ("and all their cookies come along", "u1 cA / eann cB / u1 eann cC / cA / cB / cC", "aaaaaa"),
+    ("two uuids are never one", "u1 cA / u2 cB / u1 cA / u2 cB", "abab"),
+    ("one e-mail of two uuids stays with the first", "u1 eann cA / u2 eann cB / eann cC", "aba"),
+    ("an e-mail alone goes to its owner, not to the latest uuid", "u1 eann cA / u2 eann cB / u2 cC / eann cD", "abba"),
+    ("a person may have two e-mails", "u1 eann cA / u1 ebob cB / eann cC / ebob cD", "aaaa"),
+    ("two e-mails of two persons are joined by a uuid of one", "u1 eann cA / ebob cB / u1 ebob cC", "aaa"),
+    ("not where both have a uuid", "u1 eann cA / u2 ebob cB / u1 ebob cC / ebob cD", "abab"),
+    ("fbid ties to an e-mail that was told with it", "eann f7 cA / f7 cB", "aa"),
+    ("fbid of somebody with another e-mail stays theirs", "eann f7 cA / ebob f7 cB / f7 cC", "aba"),
+    ("fbid known before, then told with an e-mail", "f7 cA / eann f7 cB / cA", "aaa"),
+    ("e-mail and fbid known apart, then told together", "eann cA / f7 cB / eann f7 cC", "aaa"),
+    ("all three told together", "u1 eann f7 cA / f7 cB / eann cC / u1 cD", "aaaa"),
+    ("three known apart are joined one by one", "u1 cA / eann cB / f7 cC / eann f7 cD / u1 f7 cE", "aaaaa"),
+    ("a shared browser: the later login owns what comes after", "eann cA / cA / ebob cA / cA", "aabb"),
+    ("not what came before", "cA / eann cA / ebob cA", "aab"),
+    ("back and forth on a shared browser", "eann cA / ebob cA / cA / eann cA / cA", "abbaa"),
+    ("and what each does elsewhere stays theirs", "eann cA / ebob cA / eann cB / cB / cA", "abaab"),
+    ("three people on one browser", "eann cA / ebob cA / ecat cA / cA / eann cA / cA", "abccaa"),
+    ("a shared browser with uuids", "u1 cA / u2 cA / cA / u1 cB / cB", "abbaa"),
+    ("a uuid on a browser of an e-mail is that person's", "eann cA / u1 cA / ebob cA / u1 cB", "aaba"),
+    ("an e-mail on a browser of a uuid is that person's", "u1 cA / eann cA / eann cB", "aaa"),
+    ("another e-mail on that browser is not", "u1 cA / eann cA / ebob cA / ebob cB / u1 cC", "aabba"),
+    ("a login on somebody's browser does not tell who they are", "eann cA / ebob cB / ebob cA / cB / cA", "abbbb"),
+    ("a cookie joins two who do not disagree", "u1 cA / eann cB / eann cA", "aaa"),
+    ("a returning cookie joins its past", "cA / cA / cB / eann cB / eann cA", "aaaaa"),
+    ("a cookie from before we knew it", "eann c+A / c+A / eann c+B", "aaa"),
+    ("the stronger identifier decides", "u1 cA / eann cB / u1 eann cB", "aaa"),
+    ("an owner who disagrees does not decide", "u1 eann cA / u2 eann cA / cA", "abb"),
+    ("then a weaker one may", "u1 eann cA / u2 f7 cB / u2 eann f7 cC", "abb"),
+    ("nobody decides: somebody new", "u1 cA / u2 cB / u3 cA", "abc"),
+    ("a merge of two merged", "eann cA / f7 cB / eann f7 cC / u1 cD / u1 eann cE / f7 cF", "aaaaaa"),
+    ("merged persons own new identifiers together", "eann cA / f7 cB / eann f7 cC / f7 u1 cD / u1 cE", "aaaaa"),
+    ("the purchase comes before anybody logs in", "cA / cA / cA / u1 cA / u1 cB", "aaaaa"),
+    ("two windows of one browser at once", "eann cA / eann cB / cB / cB", "aaaa"),
+]
+
+
+def sightings(story: str, step_ms: int = 30) -> list[Sighting]:
+    """The hits of a story of an app of its own, in the order they came."""
+    found: list[Sighting] = []
+    app = uuid4()
+    seen: set[str] = set()
+    for number, hit in enumerate(story.split(" / ")):
+        words = {word[0]: word[1:] for word in hit.split()}
+        at = BEGAN + number * step_ms
+        cookie = words["c"].lstrip("+")
+        found.append(
+            Sighting(
+                hit_id(app.int >> 80 << 14, number, at).to_bytes(16, "big"),
+                at,
+                app.bytes,
+                cookie.encode().ljust(16, b"-"),
+                "+" not in words["c"] and cookie not in seen,
+                words.get("u"),
+                f"{words['e']}@example.org" if "e" in words else None,
+                words.get("f"),
+            )
+        )
+        seen.add(cookie)
+    return found
+
+
+def interleavings(first: list[int], second: list[int]) -> Iterator[list[int]]:
+    """Every order of both lists that keeps each one's."""
+    for places in itertools.combinations(range(len(first) + len(second)), len(first)):
+        ones, others = iter(first), iter(second)
+        yield [next(ones) if place in places else next(others) for place in range(len(first) + len(second))]
+
+
+async def digest(batches: Sequence[Sequence[Sighting]]) -> list[bytes]:
+    """The key of the person each hit belongs to in the end, in the order the hits came."""
+    stored: dict[bytes, bytes] = {}
+    hits: dict[bytes, Sighting] = {}
+    for number, batch in enumerate(batches):
+        known = [hit for hit in batch if not hit.new_visitor or hit.uuid or hit.email or hit.fbid]
+        persons = await identify(known, f"journal {number % 2}", f"batch {number}", False, BEGAN)
+        for hit in batch:
+            hits[hit.hit_id] = hit
+            stored[hit.hit_id] = hit.app + persons.get(hit.hit_id, hit.visitor or b"")
+    for moved in await Reattribution.objects():
+        if moved.hit_id in stored:
+            stored[moved.hit_id] = moved.person
+    roots = await unscoped_roots(list(set(stored.values())))
+    return [roots[stored[hit]] for hit in sorted(hits)]
+
+
+def told_apart(persons: Sequence[object]) -> str:
+    """The persons as letters, in the order they turn up."""
+    letters = {person: chr(ord("a") + number) for number, person in enumerate(dict.fromkeys(persons))}
+    return "".join(letters[person] for person in persons)
+
+
+@pytest.mark.parametrize(("story", "expected"), [each[1:] for each in STORIES], ids=[each[0] for each in STORIES])
+async def test_a_story_however_it_is_digested(database: Database, story: str, expected: str) -> None:
+    del database
+    assert told_apart(await digest([sightings(story)])) == expected
+    assert told_apart(await digest([[hit] for hit in sightings(story)])) == expected
+    hits = sightings(story)
+    assert told_apart(await digest([list(reversed(hits))])) == expected
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("story", "expected"), [each[1:] for each in STORIES], ids=[each[0] for each in STORIES])
+async def test_a_story_split_over_two_digesters(database: Database, story: str, expected: str) -> None:
+    del database
+    count = len(sightings(story))
+    for first in ([*range(0, count, 2)], [*range(count // 2)]):
+        for order in interleavings(first, [number for number in range(count) if number not in first]):
+            hits = sightings(story)
+            assert told_apart(await digest([[hits[number]] for number in order])) == expected, order
+
+
+def hits_of_anything() -> st.SearchStrategy[list[str]]:
+    """Stories nobody would think of: few identifiers, so that they meet."""
+    one = st.tuples(
+        st.sampled_from(["", "u1 ", "u2 ", "u3 "]),
+        st.sampled_from(["", "eann ", "ebob ", "ecat "]),
+        st.sampled_from(["", "f7 ", "f8 "]),
+        st.sampled_from(["cA", "cB", "cC", "cD"]),
+    )
+    return st.lists(one.map("".join), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(hits=hits_of_anything(), draw=st.randoms(use_true_random=False))
+async def test_any_hits_in_any_order(database: Database, hits: list[str], draw: Random) -> None:
+    """No identifier belongs to two, and the order and the sizes of batches make no difference."""
+    del database
+    story = " / ".join(hits)
+    in_order = sightings(story)
+    persons = await digest([in_order])
+    shuffled = sightings(story)
+    app = shuffled[0].app
+    draw.shuffle(shuffled)
+    batches = [list(batch) for _, batch in itertools.groupby(shuffled, key=lambda _: draw.random() < 0.5)]
+    assert told_apart(await digest(batches)) == told_apart(persons)
+    owners = await Identifier.select(Identifier.key, Identifier.person).where(Identifier.key >= app)
+    of_app = {row["key"]: row["person"] for row in owners if row["key"][:16] == app}
+    assert of_app.keys() == {key for hit in shuffled for _, key in keys_of(hit)}
+    roots = await unscoped_roots(list(of_app.values()))
+    rows = await Person.select().where(Person.key >= app).where(Person.size > 0)
+    kinds = {row["key"]: row["kinds"] for row in rows}
+    assert all(kinds[roots[person]] >> key[16] & 1 for key, person in of_app.items())
+    strongest: dict[bytes, set[bytes]] = {}
+    for key, person in of_app.items():
+        if key[16] == UUID_KIND:
+            strongest.setdefault(roots[person], set()).add(key)
+    assert all(len(uuids) == 1 for uuids in strongest.values()), "two uuids are two persons"
+
+
+async def test_a_batch_done_again_has_the_persons_it_had(database: Database) -> None:
+    """Also where others went on meanwhile, and it would be placed last."""
+    del database
+    hits = sightings("eann cA / cA / ebob cA / cA")
+    first = await identify(hits[:2], "one", "batch", False, BEGAN)
+    await identify(hits[2:], "two", "other batch", False, BEGAN)
+    known: int = await Person.count()  # pyright: ignore[reportUnknownVariableType]
+    assert await identify(hits[:2], "one", "batch", True, BEGAN) == first
+    assert await identify(hits[3:], "two", "other batch", True, BEGAN) == await identify(
+        hits[2:], "two", "other batch", True, BEGAN
+    )
+    assert await Person.count() == known
+    # It was begun, but never came so far.
+    hits = sightings("ecat cA / cA")
+    assert len(set((await identify(hits, "one", "next batch", True, BEGAN)).values())) == 1
+
+
+async def test_what_comes_much_later_is_placed_last(database: Database) -> None:
+    del database
+    late = sightings("eann cA")
+    at = BEGAN + WINDOW_MS + 10
+    now = sightings("ebob cA")
+    now[0].app, now[0].at = late[0].app, at
+    assert told_apart(await digest([now, late])) == "ab"
+    cookie = await Visitor.objects().where(Visitor.key == late[0].app + (late[0].visitor or b"")).first()
+    owner = await Identifier.objects().where(Identifier.key == keys_of(late[0])[0][1]).first()
+    assert cookie is not None
+    assert owner is not None
+    assert cookie.person == owner.person
+
+
+async def test_apps_share_no_person(database: Database) -> None:
+    del database
+    one, other = sightings("u1 eann cA / cA"), sightings("u1 eann cA / cA")
+    assert told_apart(await digest([[*one, *other]])) in ("aabb", "abab")
+
+
+async def test_what_the_event_store_hears(database: Database) -> None:
+    """Of persons who turned out to be others, under a version that grows; until it heard it."""
+    del database
+    hits = sightings("c+A / eann cB / eann c+A / u1 cC / u1 eann cD")
+    persons = await digest([[hit] for hit in hits[:3]])
+    (alias,) = await unscoped_untold()
+    app, visitor, ann = (int.from_bytes(part, "big") for part in (hits[0].app, hits[0].visitor or b"", persons[1][16:]))
+    assert alias[:3] == (app, visitor, ann)
+    await told([alias])
+    assert await unscoped_untold() == []
+    persons = await digest([[hit] for hit in hits[3:]])
+    again = {row[1]: row for row in await unscoped_untold()}
+    survivor = int.from_bytes(persons[-1][16:], "big")
+    if survivor != ann:
+        assert again[visitor][:3] == (app, visitor, survivor), "its visitor, whose events are still its own, too"
+        assert again[visitor][3] > alias[3]
+    assert {row[2] for row in again.values()} == {survivor}
+    # Heard of an older state: it is told again.
+    await told([(*row[:3], row[3] - 1) for row in again.values()])
+    assert len(await unscoped_untold()) == len(again)
