@@ -76,6 +76,8 @@ class AudiencePusher:
 
     async def work(self, now: datetime) -> bool:
         """Push one audience, or some of it; whether there was any."""
+        if not await audiences.unscoped_any_due(now):
+            return False
         await audiences.unscoped_plan(now)
         taken = await audiences.unscoped_take_run(self._key, now)
         if taken is None:

@@ -43,12 +43,14 @@ from server.journal import (
     segment_sizes,
 )
 from server.routes import Routes
-from tenants import event_ids, people
+from tenants import access_tokens, event_ids, people
+from tenants.access_tokens import WaitingToken
 from tenants.errors import Unavailable
 from tenants.event_ids import Claim
 from tenants.events import OUTCOMES, Row, event_row, rejection_row
 from tenants.hits import Category, Event, Rejection, decode
 from tenants.people import Sighting
+from tenants.secrets import SecretKey
 from tenants.tokens import Route
 
 log = structlog.get_logger()
@@ -103,6 +105,7 @@ class Understood:
     events: list[Row] = field(default_factory=list[Row])
     rejections: list[Row] = field(default_factory=list[Row])
     claims: list[Claim] = field(default_factory=list[Claim])
+    tokens: list[WaitingToken] = field(default_factory=list[WaitingToken])
     # Of events that may be somebody's; the others are of visitors who are new, or ask not to be tracked.
     sightings: list[Sighting] = field(default_factory=list[Sighting])
     duplicates: int = 0
@@ -258,6 +261,18 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
                             fbid,
                         )
                     )
+                if meaning.access_token is not None:
+                    token = WaitingToken(
+                        UUID(bytes=hit.app_id),
+                        meaning.access_token,
+                        named.to_bytes(16, "big"),
+                        hit.received_at,
+                        visitor,
+                        uuid,
+                        email,
+                        fbid,
+                    )
+                    found.tokens.append(token)
                 traffic[app, minute, "recorded"] += 1
                 if hit.watch:
                     found.watched[named] = Outcome(hit.watch, "recorded", meaning.warnings)
@@ -292,6 +307,7 @@ def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
             found.watched[named].result = "duplicate"
     found.events = kept
     found.sightings = [sighting for sighting in found.sightings if sighting.hit_id not in duplicates]
+    found.tokens = [token for token in found.tokens if token.hit_id not in duplicates]
 
 
 def attribute(found: Understood, persons: Mapping[bytes, bytes]) -> None:
@@ -367,13 +383,21 @@ class Digester:
     """Digests a machine's journal while it holds the journal's lock; any others stand by."""
 
     def __init__(
-        self, folder: Path, inserts: Inserts, routes: Routes, listener: Listener, decode: Decode = decode
+        self,
+        folder: Path,
+        inserts: Inserts,
+        routes: Routes,
+        listener: Listener,
+        key: SecretKey,
+        decode: Decode = decode,
     ) -> None:
         self.figures = DigestFigures()
         self._folder = folder
         self._inserts = inserts
         self._routes = routes
         self._listener = listener
+        # Of the access tokens that hits carry.
+        self._key = key
         self._decode = decode
         self._state: State | None = None
         self._stopping = asyncio.Event()
@@ -449,6 +473,7 @@ class Digester:
         drop_duplicates(found, duplicates)
         async with asyncio.timeout(_CLAIM_SECONDS):
             attribute(found, await self._identify(state, batch, found.sightings))
+            await access_tokens.keep(self._key, found.tokens, int(time.time() * 1000))
         await self._store_batch(state, batch, found)
         if found.watched:
             await self._listener.became(list(found.watched.values()))

@@ -341,6 +341,9 @@ async def all_well(app_id: UUID, now_ms: int) -> None:
 
 async def unscoped_take_senders(key: SecretKey, now_ms: int, limit: int) -> list[Sender]:
     """Persons who are to learn of a token, for whoever takes them alone, for as long as the lease is."""
+    # Most times there is nobody: no need to have others wait for a transaction that writes.
+    if not await TokenSender.exists().where(TokenSender.due_at <= now_ms):
+        return []
     until = now_ms + LEASE_MS
     async with transaction():
         rows = await TokenSender.raw(
@@ -385,6 +388,11 @@ async def told(senders: Collection[Sender]) -> None:
             TokenSender.fbid: None,
         }
     ).where(TokenSender.key.is_in([each.key for each in senders]))
+
+
+async def unscoped_any() -> bool:
+    """Whether there are tokens, waiting or done with."""
+    return await AccessToken.exists()
 
 
 async def waiting(app: App) -> int:

@@ -161,6 +161,18 @@ async def _add_run(audience: int, now: datetime) -> bool:
     return bool(added)
 
 
+async def unscoped_any() -> bool:
+    """Whether there are audiences."""
+    return await Audience.exists()
+
+
+async def unscoped_any_due(now: datetime) -> bool:
+    """Whether there is anything to plan or to push."""
+    return await Audience.exists().where(Audience.daily_at <= now) or await AudienceRun.exists().where(
+        AudienceRun.due_at <= _milliseconds(now)
+    )
+
+
 async def unscoped_plan(now: datetime) -> None:
     """Have all audiences pushed whose day has come, and forget old runs."""
     async with transaction():

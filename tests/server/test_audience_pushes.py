@@ -389,7 +389,7 @@ async def test_a_daily_audience_is_pushed_every_day(graph: GraphStandIn, pusher:
         NOW + timedelta(days=days) for days in (0, 1, 2, 7)
     ]
     assert await audiences.runs(by_hand) == []
-    await pusher.work(NOW + timedelta(days=100))
+    await go_on(pusher, audience, NOW + timedelta(days=100))
     assert len(await audiences.runs(audience)) == 1
 
 

@@ -14,8 +14,8 @@ from graph_stand_in import VERSION, Answer, GraphStandIn
 
 from server import graph as graph_module
 from server.event_store import EventStore, EventStoreUnavailable
-from server.facebook import TokenResolver
 from server.graph import Graph
+from server.token_resolver import TokenResolver
 from tenants import facebook
 from tenants import people as people_module
 from tenants.access_tokens import LEASE_MS, TOKEN_MS, WaitingToken, keep, retry_now, waiting
