@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from tenants import bulk
 from tenants.secrets import SecretKey
 from tenants.tables import AccessToken, App, GraphPause, TokenSender, TokenState, transaction
 
@@ -27,8 +28,6 @@ KEPT_MS = 90 * 86_400_000
 # Longer than all that is done with what was taken, calls that time out included.
 LEASE_MS = 120_000
 
-# SQLite takes 32,766 values a statement, at most ten of them a row here.
-_ROWS_A_STATEMENT = 1_000
 # Rows removed in a transaction, after which others get their turn to write.
 _PURGE_ROWS = 10_000
 
@@ -114,44 +113,37 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
         who = (entry.visitor, entry.uuid, entry.email, entry.fbid)
         hashed = key.hash(msgspec.msgpack.encode((token, *who, None if any(who) else entry.hit_id)))
         senders.setdefault(entry.app_id.bytes + hashed, (token, entry))
-    if not tokens:
+    if not senders:
         return
     async with transaction():
+        # Nearly always a page sends the same token again, and all is known.
+        known = {named for (named,) in await bulk.find(TokenSender, ("key",), "key", list(senders))}
+        new = sorted((named, *sender) for named, sender in senders.items() if named not in known)
         # In the order of their keys: everybody locks rows in that order, so nobody waits in a circle. An update that
         # changes nothing makes a conflict lock the row, so that it is not resolved before its senders are in.
-        states: dict[bytes, TokenState] = {}
-        for row in await _insert(
-            ("key", "app_id", "state", "sealed", "received_at", "due_at", "attempts"),
-            [
-                (
-                    named,
-                    entry.app_id,
-                    TokenState.WAITING.value,
-                    key.encrypt(entry.token, named),
-                    entry.received_at_ms,
-                    now_ms,
-                    0,
-                )
-                for named, entry in sorted(tokens.items(), key=_first)
-            ],
-            "access_token",
-            "DO UPDATE SET received_at = access_token.received_at RETURNING key, state",
-        ):
-            states[bytes(row["key"])] = TokenState(row["state"])
-        await _insert(
+        rows = [
             (
-                "key",
-                "app_id",
-                "token",
-                "hit_id",
-                "received_at",
-                "visitor",
-                "uuid",
-                "email",
-                "fbid",
-                "told",
-                "due_at",
-            ),
+                named,
+                tokens[named].app_id,
+                TokenState.WAITING.value,
+                key.encrypt(tokens[named].token, named),
+                tokens[named].received_at_ms,
+                now_ms,
+                0,
+            )
+            for named in sorted({token for _, token, _ in new})
+        ]
+        await bulk.run(
+            AccessToken,
+            "INSERT INTO access_token (key, app_id, state, sealed, received_at, due_at, attempts) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET received_at = access_token.received_at",
+            rows,
+        )
+        states = dict(await bulk.find(AccessToken, ("key", "state"), "key", [row[0] for row in rows]))
+        await bulk.run(
+            TokenSender,
+            "INSERT INTO token_sender (key, app_id, token, hit_id, received_at, visitor, uuid, email, fbid, told, "
+            "due_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
                 (
                     named,
@@ -164,57 +156,11 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
                     entry.email,
                     entry.fbid,
                     False,
-                    None if states[token] is TokenState.WAITING else now_ms,
+                    None if states[token] == TokenState.WAITING else now_ms,
                 )
-                for named, (token, entry) in sorted(senders.items(), key=_first)
+                for named, token, entry in new
             ],
-            "token_sender",
-            "DO NOTHING RETURNING key",
         )
-
-
-def _first(item: tuple[bytes, Any]) -> bytes:
-    return item[0]
-
-
-_TYPES = {
-    "key": "bytea",
-    "app_id": "uuid",
-    "state": "varchar",
-    "sealed": "bytea",
-    "received_at": "bigint",
-    "due_at": "bigint",
-    "attempts": "integer",
-    "token": "bytea",
-    "hit_id": "bytea",
-    "visitor": "bytea",
-    "uuid": "text",
-    "email": "text",
-    "fbid": "text",
-    "told": "boolean",
-}
-
-
-async def _insert(
-    columns: Sequence[str], rows: Sequence[tuple[Any, ...]], table: str, on_conflict: str
-) -> list[dict[str, Any]]:
-    """Insert rows; on those whose key is there do `on_conflict`, which returns rows."""
-    head = f"INSERT INTO {table} ({', '.join(columns)})"
-    if AccessToken._meta.db.engine_type == "postgres":
-        arrays = ", ".join(f"{{}}::{_TYPES[column]}[]" for column in columns)
-        columned = [list(column) for column in zip(*rows, strict=True)]
-        return await AccessToken.raw(
-            f"{head} SELECT * FROM unnest({arrays}) ON CONFLICT (key) {on_conflict}", *columned
-        )
-    done: list[dict[str, Any]] = []
-    one = "(" + ", ".join(["{}"] * len(columns)) + ")"
-    for start in range(0, len(rows), _ROWS_A_STATEMENT):
-        some = rows[start : start + _ROWS_A_STATEMENT]
-        done += await AccessToken.raw(
-            f"{head} VALUES {', '.join([one] * len(some))} ON CONFLICT (key) {on_conflict}",
-            *(value for row in some for value in row),
-        )
-    return done
 
 
 def _skip_held() -> str:

@@ -192,6 +192,8 @@ async def runs_panel(request: AnyRequest, viewer: Viewer, app: OurApp, audience_
 
 async def _page(request: AnyRequest, app: App, audience_id: int, template: str) -> Response[bytes]:
     audience = await audiences.find(app, audience_id)
+    runs = await audiences.runs(audience)
+    due_at = runs[0].due_at if runs else None
     return await render(
         request,
         template,
@@ -199,7 +201,8 @@ async def _page(request: AnyRequest, app: App, audience_id: int, template: str) 
         tab="audiences",
         audience=audience,
         conditions=_words(audience),
-        runs=await audiences.runs(audience),
+        runs=runs,
+        goes_on=due_at and datetime.fromtimestamp(due_at / 1000, UTC),
     )
 
 
