@@ -379,6 +379,22 @@ async def test_no_two_runs_of_an_audience_at_once(graph: GraphStandIn, pusher: A
     assert await audiences.request_run(audience, NOW)
 
 
+async def test_who_lost_a_run_writes_nothing_down_any_more(shop: App) -> None:
+    audience = await audience_of(shop)
+    await audiences.request_run(audience, NOW)
+    slow = await audiences.unscoped_take_run(KEY, NOW)
+    assert slow is not None
+    assert await audiences.unscoped_take_run(KEY, NOW) is None
+    quick = await audiences.unscoped_take_run(KEY, NOW + timedelta(milliseconds=audiences.LEASE_MS))
+    assert quick is not None
+    await audiences.finish(slow, "too late")
+    await audiences.wait(slow, NOW, "too late")
+    assert await audiences.sent(slow, b"z" * 16, 9, 9, 9, 9) is None
+    (run,) = await audiences.runs(audience)
+    assert (run.error, run.sent, bool(run.finished_at)) == ("", 0, False)
+    assert await audiences.sent(quick, b"a" * 16, 1, 1, 1, 0) is not None
+
+
 async def test_a_daily_audience_is_pushed_every_day(graph: GraphStandIn, pusher: AudiencePusher, shop: App) -> None:
     await people(shop, 1)
     audience = await audience_of(shop, daily=True)

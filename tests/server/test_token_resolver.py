@@ -266,6 +266,18 @@ async def test_trouble_on_the_way_makes_a_token_wait(
     assert people.learnt == [(ANN, None, "123")]
 
 
+async def test_a_redirect_leads_the_token_nowhere(graph: GraphStandIn, resolver: TokenResolver, shop: App) -> None:
+    elsewhere = GraphStandIn()
+    try:
+        graph.next("me", Answer(status=307, headers={"Location": f"{elsewhere.url}/{VERSION}/me"}, body=b""))
+        await sent(shop)
+        await settle(resolver)
+    finally:
+        elsewhere.close()
+    assert (graph.count("me"), elsewhere.asked) == (1, [])
+    assert 30_000 <= await due_in() <= 45_000
+
+
 async def test_a_graph_that_hangs_makes_a_token_wait(
     graph: GraphStandIn, resolver: TokenResolver, shop: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
