@@ -113,6 +113,8 @@ def report(bench: Bench, machine: list[str]) -> str:
         "the tenant's limit lifted, one process (`collect`, or `serve` and the digest it starts).",
         "- Dashboards: of an app with a tenth of the events in its last 30 days, compared with the 30 days before; "
         f"{plan.dashboard_runs} times each. A page is all its panels at once, the default ones over 30 days.",
+        f"- People: one app's, {plan.people[1]:,} of them in {plan.people[0]:,} events, all known by an address; 50 a "
+        "page where nothing else is said. The page of one is all that it shows, of somebody else each time.",
         "- nginx: the better of two measurements, first and last thing in the run. Latency at the steady rate "
         "counts from the time a hit was due. Rss is the sum over processes, shared pages counted in each; Pss counts "
         "them once.",

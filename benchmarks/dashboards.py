@@ -58,8 +58,8 @@ SELECT toUUID('{app_id}'),
            ',"source":"', ['search', 'direct', 'newsletter', 'ads'][1 + p % 4], '"',
            if(k % 3 = 0, ',"coupon":"SPRING"', ''),
            ',"visit":"v-', toString(number), '","address":{{"city":"City ', toString(p % 200), '"}}}}'),
-    [], person, person, '', '', '', concat('10.', toString(p % 250), '.0.0/24'),
-    concat('Mozilla/5.0 ', toString(p % 100)), 'shop.example.com', '', ''
+    [], person, '', '', '', concat('10.', toString(p % 250), '.0.0/24'),
+    concat('Mozilla/5.0 ', toString(p % 100)), 'shop.example.com', '', '', person, false
 FROM numbers({first}, {rows})
 """
 
@@ -111,12 +111,7 @@ async def _fill(store: EventStore, app_id: UUID, events: int) -> None:
         f"FROM numbers({_DAYS * 1440})",
         {"app": str(app_id), "end": end // 60_000 * 60},
     )
-    # As on a server that has been up for a while: small parts have become large ones.
-    until = time.monotonic() + _MERGED_SECONDS
-    while (await store.query("SELECT count() AS running FROM system.merges"))[0]["running"]:
-        if time.monotonic() > until:
-            break
-        await asyncio.sleep(1)
+    await merged(store)
 
 
 async def _panels(app: App, store: EventStore, runs: int) -> Measured:
@@ -142,22 +137,31 @@ async def _panels(app: App, store: EventStore, runs: int) -> Measured:
         "limited": lambda: limited_minutes(app, store, period),
         "rejected": lambda: rejected(app, store, period),
     }
-    panels = {name: await _times(panel, runs) for name, panel in (events | sales | others).items()}
+    panels = {name: await times(panel, runs) for name, panel in (events | sales | others).items()}
 
     async def page(of: Mapping[str, Callable[[], Awaitable[Any]]]) -> None:
         await asyncio.gather(*(panel() for panel in of.values()))
 
-    return Measured(panels, await _times(lambda: page(events), runs), await _times(lambda: page(sales), runs))
+    return Measured(panels, await times(lambda: page(events), runs), await times(lambda: page(sales), runs))
 
 
-async def _times(work: Callable[[], Awaitable[Any]], runs: int) -> list[float]:
+async def times(work: Callable[[], Awaitable[Any]], runs: int) -> list[float]:
     """In ms, sorted; the first one, which reads from the disk, is not counted."""
-    times: list[float] = []
+    taken: list[float] = []
     for _ in range(runs + 1):
         began = time.perf_counter()
         await work()
-        times.append(1000 * (time.perf_counter() - began))
-    return sorted(times[1:])
+        taken.append(1000 * (time.perf_counter() - began))
+    return sorted(taken[1:])
+
+
+async def merged(store: EventStore) -> None:
+    """Wait for a while until the store is as on a server that has been up: small parts have become large ones."""
+    until = time.monotonic() + _MERGED_SECONDS
+    while (await store.query("SELECT count() AS running FROM system.merges"))[0]["running"]:
+        if time.monotonic() > until:
+            break
+        await asyncio.sleep(1)
 
 
 class Reloading:

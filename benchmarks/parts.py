@@ -51,12 +51,14 @@ class Plan:
     # Sizes of the event store whose dashboards are measured, and how often each panel is.
     dashboard_events: tuple[int, ...]
     dashboard_runs: int
+    # Events of one app and its people, whose list is measured, as often.
+    people: tuple[int, int]
     # How long to wait for other work on the machine to end before a measurement; 0 takes the machine as it is.
     calm_seconds: float
 
 
-FULL = Plan(10, 60, 20, 10.0, 1_000_000, (1_000_000, 10_000_000, 50_000_000), 40, 120.0)
-QUICK = Plan(1, 3, 2, 0.5, 60_000, (20_000,), 2, 0.0)
+FULL = Plan(10, 60, 20, 10.0, 1_000_000, (1_000_000, 10_000_000, 50_000_000), 40, (10_000_000, 1_000_000), 120.0)
+QUICK = Plan(1, 3, 2, 0.5, 60_000, (20_000,), 2, (20_000, 2_000), 0.0)
 # The size for which there are goals; hits are taken beside its dashboards.
 _GOAL_EVENTS = 10_000_000
 _LOAD_SECONDS = 1_800.0
@@ -393,6 +395,28 @@ def _panels(bench: Bench, data_dir: Path, events: int, before: int) -> None:
         bench.add(f"{what}, {name}, p95", percentile(array("d", times), 0.95), "ms", goal=600.0 if goals else None)
 
 
+def people(bench: Bench) -> None:
+    """The list of an app's people, in every order and by what they did and are; and the page of one."""
+    data_dir = bench.fresh()
+    try:
+        (data_dir / "tmp").mkdir(exist_ok=True)
+        with onepx("serve", data_dir) as running:
+            running.wait_for_hit(bench.hit)  # it makes the tables
+        events, count = bench.plan.people
+        numbers = map(str, (events, count, bench.plan.dashboard_runs))
+        command = [sys.executable, "-m", "benchmarks.people", str(data_dir), str(UUID(bytes=bench.app_id)), *numbers]
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=_LOAD_SECONDS, check=False)
+        if done.returncode != 0:
+            raise Failed(f"people failed: {done.stderr.decode()[-2000:]}")
+        measured = msgspec.json.decode(done.stdout, type=dict[str, list[float]])
+        for name, taken in measured.items():
+            goal = 300.0 if events == _GOAL_EVENTS else None
+            what = f"{count:,} people of {events:,} events, {name}, p95"
+            bench.add(what, percentile(array("d", taken), 0.95), "ms", goal=goal)
+    finally:
+        shutil.rmtree(data_dir)
+
+
 def _beside_dashboards(bench: Bench, data_dir: Path, events: int) -> None:
     what = f"steady {STEADY_RATE:,} hits/s, a dashboard of {events:,} events reloaded beside"
     with onepx("serve", data_dir) as running:
@@ -424,6 +448,7 @@ PARTS: dict[str, list[Callable[[Bench], None]]] = {
     "steady": [constant],
     "idle": [idle],
     "dashboards": [dashboards],
+    "people": [people],
     "digest": [partial(digest, ids=ids) for ids in (False, True)],
 }
 

@@ -51,7 +51,7 @@ class Member(NamedTuple):
 class Store(Protocol):
     """The event store, as far as finding people needs it."""
 
-    async def query(self, sql: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def query(self, sql: str, parameters: Mapping[str, Any], whose: int) -> list[dict[str, Any]]:
         """See events.Queries."""
         ...
 
@@ -160,7 +160,7 @@ _AUDIENCE_IDS = f"FROM person_properties WHERE {ONE_APP} AND field = 'custom_aud
 
 
 async def _any_audience_id(app: App, store: Store) -> bool:
-    return bool(await store.query(f"SELECT 1 AS x {_AUDIENCE_IDS} LIMIT 1", {"app": str(app.id)}))
+    return bool(await store.query(f"SELECT 1 AS x {_AUDIENCE_IDS} LIMIT 1", {"app": str(app.id)}, app.tenant))
 
 
 async def _audience_ids(app: App, store: Store, people: Sequence[Known]) -> dict[UUID, str]:
@@ -173,6 +173,7 @@ async def _audience_ids(app: App, store: Store, people: Sequence[Known]) -> dict
         f"SELECT person_id, argMax(value, version) AS newest, max(version) AS at {_AUDIENCE_IDS} "
         f"AND person_id IN ({ids}) GROUP BY person_id ORDER BY at",
         {"app": str(app.id)},
+        app.tenant,
     )
     found: dict[UUID, str] = {}
     for row in rows:

@@ -164,6 +164,19 @@ class Page(msgspec.Struct):
     next: str | None
 
 
+def cursor_bytes(cursor: str) -> bytes:
+    """What a cursor says; empty for one that nobody gave."""
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def no_cursor() -> InvalidValue:
+    """What to raise for a cursor that nobody gave."""
+    return InvalidValue("cursor", "This cursor is not one we gave: pass the value of `next` back as it came.")
+
+
 def _cursor(received_at: int, row_id: UUID) -> str:
     return base64.urlsafe_b64encode(received_at.to_bytes(8, "big") + row_id.bytes).decode().rstrip("=")
 
@@ -172,12 +185,9 @@ def _after(cursor: str | None) -> tuple[str, dict[str, Any]]:
     """The condition for rows older than the cursor's, and its parameters. Raises InvalidValue for a made-up cursor."""
     if not cursor:
         return "", {}
-    try:
-        data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        data = b""
+    data = cursor_bytes(cursor)
     if len(data) != 24 or data[:2] != b"\0\0":
-        raise InvalidValue("cursor", "This cursor is not one we gave: pass the value of `next` back as it came.")
+        raise no_cursor()
     at = int.from_bytes(data[:8], "big")
     condition = " AND (received_at, id) < (fromUnixTimestamp64Milli({at:Int64}, 'UTC'), {id:UUID})"
     return condition, {"at": at, "id": str(UUID(bytes=data[8:]))}
@@ -220,15 +230,22 @@ async def recent_events(
     *,
     event_token: str | None = None,
     category: str | None = None,
+    persons: Sequence[UUID] = (),
     limit: int = 100,
     cursor: str | None = None,
 ) -> Page:
-    """The app's events as the API shows them. Raises InvalidValue for a made-up cursor."""
+    """The app's events as the API shows them; `persons` are the ids that somebody has had, for theirs alone.
+
+    Raises InvalidValue for a made-up cursor.
+    """
     where, values = "", dict[str, Any]()
     if event_token:
         where, values = where + " AND event_token = {token:String}", values | {"token": event_token}
     if category:
         where, values = where + " AND category = {category:String}", values | {"category": category}
+    if persons:
+        where += " AND person_id IN {persons:Array(UUID)}"
+        values["persons"] = [str(person) for person in persons]
     columns = (
         "id",
         "category",

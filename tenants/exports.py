@@ -74,7 +74,11 @@ _SETTINGS: dict[Format, dict[str, Any]] = {
 _FORMS: dict[Format, str] = {"csv": "CSVWithNames", "parquet": "Parquet"}
 
 
-def _select(format: Format) -> str:
+# Anything that reads as an e-mail address, percent-encoded or not, less all but its first letter.
+_ADDRESS = r"([^\\s\"\'<>(),;:&=@\\\\])[^\\s\"\'<>(),;:&=@\\\\]*(@|%40)"
+
+
+def _select(format: Format, masked: bool) -> str:
     other = {code: 10**digits for code, digits in MINOR_UNITS.items() if digits != 2}
     # Units in a main one: as many zeros as the fraction has digits. The engine in use may know no decimals.
     units = f"transform(currency, {list(other)}, {list(other.values())}, 100)"
@@ -85,13 +89,15 @@ def _select(format: Format) -> str:
     columns: list[str] = []
     for name, expression, sent in _COLUMNS:
         expression = expression.replace("{decimal}", decimal)
+        if sent and masked:
+            expression = f"replaceRegexpAll({expression}, '{_ADDRESS}', '\\\\1…\\\\2')"
         if sent and format == "csv":
             expression = f"if(match({expression}, '{_FORMULA}'), concat('\\'', {expression}), {expression})"
         columns.append(f"{expression} AS {name}")
     return ", ".join(columns)
 
 
-_SELECTS: dict[Format, str] = {format: _select(format) for format in MEDIA_TYPES}
+_SELECTS = {(format, masked): _select(format, masked) for format in MEDIA_TYPES for masked in (False, True)}
 
 
 async def export(
@@ -102,14 +108,16 @@ async def export(
     condition: str,
     parameters: Mapping[str, Any],
     format: Format,
+    masked: bool = False,
 ) -> AsyncIterator[bytes]:
     """The app's events from `period_start` until before `period_end` that meet `condition`, oldest first.
 
-    `condition` begins with AND and has its values in `parameters`. The first bytes are there when this returns; the
+    `condition` begins with AND and has its values in `parameters`; `masked` leaves of e-mail addresses what tells them
+    apart. The first bytes are there when this returns; the
     rest may be of any size, and is read as fast as it is taken. Raises Busy when too many exports run, Unavailable.
     """
     return await store.stream(
-        f"SELECT {_SELECTS[format]} FROM events WHERE app_id = {{app:UUID}} "
+        f"SELECT {_SELECTS[format, masked]} FROM events WHERE app_id = {{app:UUID}} "
         "AND received_at >= fromUnixTimestamp64Milli({start:Int64}, 'UTC') "
         f"AND received_at < fromUnixTimestamp64Milli({{end:Int64}}, 'UTC'){condition} ORDER BY received_at, id",
         {"app": str(app.id), "start": _milliseconds(period_start), "end": _milliseconds(period_end), **parameters},

@@ -102,26 +102,30 @@ async def newest(
     kind: Kind | None = None,
     filters: Filters = Filters(),  # noqa: B008 (frozen)
     text: str | None = None,
+    masked: bool = False,
     limit: int = 50,
 ) -> LiveHits:
     """The app's newest hits, or with `after`, a cursor, those that appeared since: each once, as far as can be.
 
     Of a rejected hit only the category is known, so filters on anything else leave only events. `text` is looked for in
-    the query, the values and the person's e-mail address, whatever the letter case, within the last two days. Raises
-    InvalidValue for a made-up cursor.
+    the query, the values and the person's e-mail address, whatever the letter case, within the last two days; for
+    whoever sees addresses `masked` in the values alone. Raises InvalidValue for a made-up cursor.
     """
     now = int(time.time() * 1000)
     shown = _shown(after) if after else _Shown(now - _SEARCHED_MS if text else 0, [])
     if text:  # a cursor may be made up
         shown.since = max(shown.since, now - _SEARCHED_MS)
     where, values = filters.sql()
+    searched = ("params_text",) if masked else _SEARCHED["recorded"]
     found: list[LiveHit] = []
     # One more than wanted tells whether there are others.
     most = limit + len(shown.hits) + 1
     if kind != "rejected":
-        found += await _read(app, store, "recorded", where, values, text, shown.since, most)
-    if kind != "recorded" and filters.reach_rejected:
-        found += await _read(app, store, "rejected", where, values, text, shown.since, most)
+        found += await _read(app, store, "recorded", *_with_text(where, values, text, searched), shown.since, most)
+    if kind != "recorded" and filters.reach_rejected and not (masked and text):
+        found += await _read(
+            app, store, "rejected", *_with_text(where, values, text, _SEARCHED["rejected"]), shown.since, most
+        )
     found.sort(key=lambda hit: (hit.received_at, hit.id), reverse=True)
     marks = {mark for _, mark in shown.hits}
     new = [hit for hit in found[:most] if _mark(hit) not in marks]
@@ -142,7 +146,7 @@ async def hits_with(app: App, store: Queries, nonce: str) -> list[LiveHit]:
     where, values = " AND position(query, {cb:String}) > 0", {"cb": f"cb={nonce}"}
     found: list[LiveHit] = []
     for kind in ("recorded", "rejected"):
-        found += await _read(app, store, kind, where, values, None, since, 20)
+        found += await _read(app, store, kind, where, values, since, 20)
     found.sort(key=lambda hit: (hit.received_at, hit.id), reverse=True)
     return [hit for hit in found if ("cb", nonce) in parse_qsl(hit.query)]
 
@@ -181,20 +185,25 @@ _REJECTION = "id, category, reason, detail, query"
 _SEARCHED: dict[Kind, tuple[str, ...]] = {"recorded": ("query", "params_text", "email"), "rejected": ("query",)}
 
 
+def _with_text(
+    where: str, values: dict[str, Any], text: str | None, columns: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    if not text:
+        return where, values
+    found = " OR ".join(f"positionCaseInsensitiveUTF8({name}, {{text:String}}) > 0" for name in columns)
+    return f"{where} AND ({found})", values | {"text": text}
+
+
 async def _read(
     app: App,
     store: Queries,
     kind: Kind,
     where: str,
     values: dict[str, Any],
-    text: str | None,
     since: int,
     most: int,
 ) -> list[LiveHit]:
     """Up to `most` of the newest since `since` (ms), newest first."""
-    if text:
-        columns = " OR ".join(f"positionCaseInsensitiveUTF8({name}, {{text:String}}) > 0" for name in _SEARCHED[kind])
-        where, values = f"{where} AND ({columns})", values | {"text": text}
     table, columns = ("events", _EVENT) if kind == "recorded" else ("rejections", _REJECTION)
     rows = await store.query(
         f"SELECT {columns}, toUnixTimestamp64Milli(received_at) AS at FROM {table} WHERE app_id = {{app:UUID}} "

@@ -76,6 +76,17 @@ FIGURES = """
     steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, p99.9
     steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, of which the sender was late (p99)
     steady 5,000 hits/s, a dashboard of 20,000 events reloaded beside, a reload (p50)
+    2,000 people of 20,000 events, last seen, p95
+    2,000 people of 20,000 events, last seen, next page, p95
+    2,000 people of 20,000 events, first seen, p95
+    2,000 people of 20,000 events, most events, p95
+    2,000 people of 20,000 events, most revenue, p95
+    2,000 people of 20,000 events, 100 with properties, as the API reads them, p95
+    2,000 people of 20,000 events, with a property, p95
+    2,000 people of 20,000 events, who did something often, p95
+    2,000 people of 20,000 events, found by e-mail address, p95
+    2,000 people of 20,000 events, found by a property, p95
+    2,000 people of 20,000 events, page of one, p95
     digest alone
     digest alone, from the start until 60,000 hits are digested
     digest alone, memory (Rss)

@@ -15,6 +15,7 @@ from litestar.datastructures import Cookie
 from markupsafe import Markup
 
 from tenants.currencies import MINOR_UNITS
+from web import masking
 from web.guards import AnyRequest, maybe_me
 
 # What a page says after a form was sent and the browser redirected. The cookie carries the key: nobody can put words
@@ -94,6 +95,7 @@ templates = Environment(
 )
 _filters = cast("dict[str, Any]", templates.filters)
 _filters.update(number=number, money=money, plain_money=plain_money, percent=percent, moment=moment, ago=ago)
+_filters.update(masking.FILTERS)
 
 
 def is_htmx(request: AnyRequest) -> bool:
@@ -111,7 +113,8 @@ def _common(request: AnyRequest) -> dict[str, Any]:
 
 def fragment(request: AnyRequest, template: str, **context: Any) -> Markup:
     """A part of a page, to be placed in another template."""
-    return Markup(templates.get_template(template).render({**_common(request), **context}))  # noqa: S704 (autoescaped)
+    common = {**_common(request), "me": request.state.get("me")}
+    return Markup(templates.get_template(template).render({**common, **context}))  # noqa: S704 (autoescaped)
 
 
 async def render(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:

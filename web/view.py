@@ -138,15 +138,19 @@ def added_filter(view: View, pairs: Sequence[tuple[str, str]]) -> Filters | None
 
 
 def filterable(typed: str) -> str:
-    """The field that people mean by the name of their value, without `params.`. Raises InvalidValue."""
+    """The field that people mean by `plan` (a custom value) or `person.plan` (a property). Raises InvalidValue."""
     typed = typed.strip()
-    known = typed in ("category", "event_token", "currency") or typed.startswith("params.")
+    known = typed in ("category", "event_token", "currency") or typed.startswith(("params.", "person."))
     return field_of(typed if known else f"params.{typed}", "add_field")
 
 
 def in_words(condition: Condition) -> str:
     """A filter as people say it: `plan is pro`."""
     field = condition.field.removeprefix("params.").replace("event_token", "event token")
+    if condition.field.startswith("person."):
+        field = f"the person's {field.removeprefix('person.')}"
+        if condition.value is None:
+            return f"{field} is {'known' if condition.negated else 'not known'}"
     if condition.value is None:
         return f"{field} was {'sent' if condition.negated else 'not sent'}"
     return f"{field} is {'not ' if condition.negated else ''}{condition.value or '(empty)'}"

@@ -21,12 +21,11 @@ SETTINGS fsync_after_insert = 1, fsync_part_directory = 1,
 -- One person's events, without reading everybody's: of 8,192 rows those are read that may hold the id.
 ALTER TABLE events ADD INDEX IF NOT EXISTS person_id person_id TYPE bloom_filter(0.01) GRANULARITY 1;
 
--- What a list of people shows and sorts by, kept up by the engine whatever happens to the events.
+-- What a list of people sorts by, kept up by the engine whatever happens to the events. Revenue is read from the events
+-- themselves: a map of sums takes three times the time to write and to read, and most events have none.
 ALTER TABLE events ADD PROJECTION IF NOT EXISTS people
 (
-    SELECT
-        app_id, person_id, max(identified), min(received_at), max(received_at), count(),
-        sumMapIf(map(currency, amount), amount != 0)
+    SELECT app_id, person_id, max(identified), min(received_at), max(received_at), count()
     GROUP BY app_id, person_id
 );
 

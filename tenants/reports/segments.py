@@ -156,7 +156,8 @@ def segment_of(pairs: Sequence[tuple[str, str]]) -> Segment:
         else:
             condition = is_(name, value)
         segment = segment.with_(condition)
-    return segment
+    # Parameters of different names come in any order; conditions have one.
+    return Segment(tuple(sorted(segment.conditions, key=_pair)))
 
 
 def did(event_token: str, times: str, parameter: str = _DID) -> Did:

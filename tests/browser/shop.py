@@ -61,13 +61,15 @@ def _fill(shop: Shop) -> None:
     for n in range(12):
         shop.hit(event_token="page_view", params={"page": ("/", "/pricing", "/boots")[n % 3], "source": "ads"})
         shop.hit(event_token="signup", params={"method": "email", "email": f"reader{n}@example.com", "plan": "pro"})
-        shop.hit(
-            "revenue", event_token="purchase", amount=str(900 + 100 * n), event_id=f"o-{n}", params={"plan": "pro"}
+        # Every other buyer says who it is.
+        buyer = (
+            {"plan": "pro", "email": f"reader{n}@example.com", "uuid": f"customer-{n}"} if n % 2 else {"plan": "pro"}
         )
+        shop.hit("revenue", event_token="purchase", amount=str(900 + 100 * n), event_id=f"o-{n}", params=buyer)
     shop.hit("revenue", event_token="purchase", amount="900", event_id="o-0", params={"plan": "pro"})
     shop.hit("revenue", event_token="purchase", amount="1250", currency="USD", event_id="o-99")
     shop.hit("revenue", event_token="refund", amount="-900", event_id="r-0", params={"plan": "pro"})
     shop.hit("revenue", event_token="purchase", amount="29.00")
-    shop.hit(event_token=HOSTILE, params={HOSTILE.replace(".", ""): HOSTILE, "plan": HOSTILE})
+    shop.hit(event_token=HOSTILE, params={HOSTILE.replace(".", ""): HOSTILE, "plan": HOSTILE, "uuid": HOSTILE})
     shop.hit(event_token="signup", params={"_secret": 1, "email": "not an address"})
     wait_until(shop.machine.digested, 10.0)

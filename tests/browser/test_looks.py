@@ -34,6 +34,10 @@ INSIDE = [
     ("revenue", "APP/revenue"),
     ("live", "APP/live"),
     ("live-none", "APP/live?text=nothing-like-this"),
+    ("people-of-app", "APP/people"),
+    ("people-segment", "APP/people?did=purchase&revenue.EUR=500&person.plan=pro&sort=revenue"),
+    ("people-nobody", "APP/people?search=nobody-like-this"),
+    ("people-none", "NEW/people"),
     ("rejected", "APP/rejected"),
     ("settings", "APP/settings"),
     ("audiences", "APP/audiences"),
@@ -130,6 +134,23 @@ def test_pages_behind_the_login(
     meanings = {"APP": shop.path(), "NEW": f"/apps/{new_app}", "TOKEN": shop.token, "AUDIENCE": audience}
     for word, meant in meanings.items():
         address = address.replace(word, meant)
+    look_at(inside, scheme, name, address)
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "link"),
+    [
+        ("person", "/people?sort=revenue", "tbody th a"),
+        ("person-hostile", "/people?search=%3Cscript", "tbody th a"),
+        ("visitor", "/live?event_token=page_view", ".hit a"),
+    ],
+)
+def test_a_person(inside: BrowserContext, shop: Shop, scheme: str, name: str, listed: str, link: str) -> None:
+    page = inside.new_page()
+    page.goto(shop.path(listed))
+    address = page.locator(link).first.get_attribute("href")
+    page.close()
+    assert address is not None
     look_at(inside, scheme, name, address)
 
 

@@ -102,6 +102,7 @@ async def test_reports(ours: Reader) -> None:
     assert found == {
         "fields": [{"field": "params.plan", "share": 0.6}, {"field": "params.n", "share": 0.2}],
         "looked_at": 5,
+        "properties": [],
     }
 
 

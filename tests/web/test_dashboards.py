@@ -194,6 +194,17 @@ async def test_a_panel_that_cannot_be_answered_offers_to_try_again(
     assert whole.text.count("does not answer right now") == 4
 
 
+async def test_queries_of_rejected_hits_are_masked_for_viewers(
+    owner: httpx.AsyncClient, viewer: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sold("25.00", mail="ann@example.org"), sent("", mail="ann@example.org")])
+    for address in (f"/apps/{shop.id}/rejected?whole=1", f"/apps/{shop.id}/panels/rejected", f"/apps/{shop.id}/live"):
+        assert "ann%40example.org" in (await owner.get(address)).text
+        seen = (await viewer.get(address)).text
+        assert "params=…" in seen
+        assert "ann%40" not in seen
+
+
 async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore) -> None:
     page = (await owner.get(f"/apps/{busy_shop.id}/live")).text
     assert page.count('<article class="hit') == 10

@@ -12,6 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from application import SECRET_KEY, Site
+from known import know
 from litestar.routes import HTTPRoute
 
 from tenants import audiences, keys, members, sessions, tokens
@@ -101,6 +102,8 @@ async def things(alice: Tenant, owner: httpx.AsyncClient, shop: App) -> Things:
     (session,) = await sessions.list_sessions(user, datetime.now(UTC))
     (token,) = await tokens.list_tokens(shop)
     key, _ = await keys.create_key(alice, "Laptop")
+    person = uuid4()
+    await know(shop, person, email="reader@example.org")
     invitation, _ = await members.invite(alice, "new@example.org", Role.MEMBER, datetime.now(UTC))
     audience = await audiences.create(
         shop, facebook_key(SECRET_KEY), "Buyers", "1", "t" * 40, Segment(), False, datetime.now(UTC)
@@ -111,6 +114,7 @@ async def things(alice: Tenant, owner: httpx.AsyncClient, shop: App) -> Things:
             "app_id": str(shop.id),
             "token": token.token,
             "name": "totals",
+            "person_id": str(person),
             "nonce": "a" * 16,
             "session_id": str(session.id),
             "key_id": str(key.id),

@@ -6,13 +6,13 @@ import msgspec
 from litestar import Router
 from litestar.di import Provide
 
-from web.api import records, reports
+from web.api import people, records, reports
 from web.api.access import SkipEmptyParameters, provide_app, provide_store, provide_tenant
 from web.api.examples import EXAMPLES
 
 api = Router(
     "/api/v1",
-    route_handlers=[*records.handlers, *reports.handlers],
+    route_handlers=[*records.handlers, *people.handlers, *reports.handlers],
     middleware=[SkipEmptyParameters],
     dependencies={
         "tenant": Provide(provide_tenant),
@@ -28,7 +28,7 @@ api = Router(
 
 def described(schema: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document with what Litestar leaves out: the answers' docstrings, and nulls in their examples."""
-    _, components = msgspec.json.schema_components([*records.ANSWERS, *reports.ANSWERS])
+    _, components = msgspec.json.schema_components([*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS])
     for name, part in schema["components"]["schemas"].items():
         if description := components.get(name, {}).get("description"):
             part["description"] = " ".join(description.split())

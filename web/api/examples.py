@@ -132,5 +132,6 @@ EXAMPLES: dict[str, Any] = {
     "fields": {
         "fields": [{"field": "params.plan", "share": 0.96}, {"field": "params.address.city", "share": 0.31}],
         "looked_at": 10000,
+        "properties": ["person.plan"],
     },
 }

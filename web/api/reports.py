@@ -105,6 +105,13 @@ def provide_filters(
             "exclamation mark turns any filter round: event_token!=signup, params.plan!=pro.",
         ),
     ] = None,
+    person: Annotated[  # noqa: ARG001
+        list[str] | None,
+        QueryParameter(
+            name="person.{field}",
+            description="Only events of people with this property, as it is now: person.plan=pro.",
+        ),
+    ] = None,
     missing: Annotated[  # noqa: ARG001
         list[str] | None,
         Parameter(description="Only events without this field: missing=params.plan where it was not sent, or is null."),
@@ -167,8 +174,8 @@ async def breakdown_report(
     field: Annotated[
         str | None,
         Parameter(
-            description="Which field: a custom value such as params.plan or params.address.city, or a column, which is "
-            "event_token, category or currency. It has to be given.",
+            description="Which field: a custom value such as params.plan or params.address.city, a property of the "
+            "person such as person.plan, or a column, which is event_token, category or currency. It has to be given.",
             examples=[Example(value="params.plan")],
         ),
     ] = None,

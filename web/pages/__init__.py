@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import account, accounts, apps, audiences, dashboards, exports, facebook, landing, live, snippet
+from web.pages import account, accounts, apps, audiences, dashboards, exports, facebook, landing, live, people, snippet
 
 PAGES: Sequence[ControllerRouterHandler] = [
     *landing.handlers,
@@ -14,6 +14,7 @@ PAGES: Sequence[ControllerRouterHandler] = [
     *audiences.handlers,
     *dashboards.handlers,
     *live.handlers,
+    *people.handlers,
     *snippet.handlers,
     *exports.handlers,
     *account.handlers,

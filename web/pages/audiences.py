@@ -15,12 +15,13 @@ from tenants import audiences
 from tenants.audience_members import members, people_of, upload_form
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import Busy, InvalidValue
-from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is, Segment, did, earned, is_
+from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is, Segment, did, earned, is_, segment_of
 from tenants.tables import App, Audience
 from tenants.typed_money import read_money
 from web.forms import text
 from web.guards import AnyRequest, Member, OurApp, Viewer
-from web.rendering import NOTICES, go, money, plain_money, render
+from web.pages.people import in_words
+from web.rendering import NOTICES, go, plain_money, render
 
 NOTICES.update(
     {
@@ -43,19 +44,6 @@ class ConditionRow(msgspec.Struct):
     kind: str = ""
     what: str = ""
     value: str = ""
-
-
-def in_words(condition: Condition) -> str:
-    """`did signup`, `brought more than 25.00 EUR`, `plan is pro`."""
-    match condition:
-        case Did(token, 1):
-            return f"did {token}"
-        case Did(token, times):
-            return f"did {token} at least {times:,} times"
-        case Earned(currency, above):
-            return f"brought more than {money(above, currency)}"
-        case Is(field, value):
-            return f"{field.removeprefix('person.')} is {value or '(empty)'}"
 
 
 def _rows(segment: Segment) -> list[ConditionRow]:
@@ -97,7 +85,7 @@ def _condition(row: ConditionRow) -> Condition:
             raise InvalidValue("currency", "A currency is an ISO 4217 code such as EUR.")
         return earned(currency, str(read_money(row.value or "0", currency)))
     if row.kind == "person":
-        return is_(f"person.{row.what}", row.value)
+        return is_(f"person.{row.what}{'.' * row.what.endswith('!')}", row.value)
     raise InvalidValue("kind", "Choose what it is about.")
 
 
@@ -154,9 +142,10 @@ def _typed(form: FormMultiDict) -> dict[str, Any]:
 
 @get("/apps/{app_id:str}/audiences/new")
 async def new_page(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
-    """The form of a new audience."""
+    """The form of a new audience, of the segment that the address asks for."""
     del member
-    return await _form(request, app, None, {"name": "", "audience_id": "", "daily": False}, [])
+    form = {"name": "", "audience_id": "", "daily": False}
+    return await _form(request, app, None, form, _rows(segment_of(list(request.query_params.multi_items()))))
 
 
 @post("/apps/{app_id:str}/audiences/new")

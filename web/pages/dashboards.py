@@ -20,7 +20,7 @@ from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue, Unavailable
 from tenants.events import Queries
 from tenants.reports.breakdown import breakdown
-from tenants.reports.fields import fields
+from tenants.reports.fields import fields, properties_of_people
 from tenants.reports.first_hit import has_hits
 from tenants.reports.overview import overview
 from tenants.reports.rejected import rejected
@@ -139,22 +139,31 @@ async def _traffic(view: View, store: Queries, _asked: Mapping[str, str]) -> Con
 
 async def _fields(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
     found = await fields(view.app, store, view.period, view.filters)
-    return {"options": [*_COLUMNS, *(each.field.removeprefix("params.") for each in found.fields)]}
+    return {"options": [*_COLUMNS, *(each.field.removeprefix("params.") for each in found.fields), *found.properties]}
 
 
 async def _values(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
     """What the field that is being filtered has had; nothing while its name is not a whole one."""
+    name = asked.get("add_field", "")
+    if property := asked.get("add_property"):
+        name = f"person.{property.removeprefix('person.')}"
     try:
-        field = filterable(asked.get("add_field", ""))
+        field = filterable(name)
     except InvalidValue:
         return {"options": []}
     found = await breakdown(view.app, store, view.period, view.filters, field, limit=50)
     return {"options": [each.value for each in found.values if each.value]}
 
 
+async def _properties(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
+    found = await properties_of_people(view.app, store)
+    return {"options": [each.removeprefix("person.") for each in found]}
+
+
 PANELS: dict[str, Panel] = {
     "fields": _fields,
     "values": _values,
+    "properties": _properties,
     "totals": _totals,
     "chart": _events_chart,
     "tokens": _tokens,
@@ -249,7 +258,7 @@ async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Respon
     path = f"/apps/{app.id}/{page}" if page in ("revenue", "rejected") else f"/apps/{app.id}"
     view = view_of(request, app, path, _chosen(open_page | asked))
     context = await _panel_context(view, request.app.state.event_store, name, asked)
-    if name in ("fields", "values"):
+    if name in ("fields", "values", "properties"):
         return await render(request, "app/_options.html", **context)
     response = await render(request, f"app/_{name}.html", **context)
     if is_htmx(request) and _chosen(asked):

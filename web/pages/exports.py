@@ -10,13 +10,13 @@ from litestar.response import Stream
 from tenants.errors import Busy
 from tenants.exports import MEDIA_TYPES, Format, export
 from tenants.tables import App
-from web.guards import AnyRequest, OurApp
+from web.guards import AnyRequest, OurApp, Viewer
 from web.rendering import render
 from web.view import View, view_of
 
 
 @get("/apps/{app_id:str}/export")
-async def download(request: AnyRequest, app: OurApp) -> Response[bytes] | Stream:
+async def download(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes] | Stream:
     """The events of the period that the filters leave, as CSV or Parquet."""
     view = view_of(request, app, f"/apps/{app.id}")
     wanted = request.query_params.get("format", "csv")
@@ -26,7 +26,9 @@ async def download(request: AnyRequest, app: OurApp) -> Response[bytes] | Stream
     condition, parameters = view.filters.sql()
     store = request.app.state.event_store
     try:
-        rows = await export(app, store, view.period.start, view.period.end, condition, parameters, wanted)
+        rows = await export(
+            app, store, view.period.start, view.period.end, condition, parameters, wanted, not viewer.may_change
+        )
     except Busy:
         return await _refused(request, 429, "Other exports are running. Wait until one is done, then try again.")
     return Stream(

@@ -8,7 +8,7 @@ from litestar import Response, get
 from tenants.errors import InvalidValue
 from tenants.live import Kind, newest
 from tenants.tables import App
-from web.guards import AnyRequest, OurApp
+from web.guards import AnyRequest, OurApp, Viewer
 from web.rendering import go, render
 from web.view import View, adding, view_of
 
@@ -23,11 +23,13 @@ def _view(request: AnyRequest, app: App) -> View:
     return view_of(request, app, f"/apps/{app.id}/live", tuple(pair for pair in own if pair[1]))
 
 
-async def _show(request: AnyRequest, view: View, template: str, after: str | None) -> Response[bytes]:
+async def _show(request: AnyRequest, view: View, template: str, after: str | None, masked: bool) -> Response[bytes]:
     own = dict(view.own)
     kind, text = cast("Kind | None", own.get("kind")), own.get("text")
     store = request.app.state.event_store
-    found = await newest(view.app, store, after=after, kind=kind, filters=view.filters, text=text, limit=_FIRST)
+    found = await newest(
+        view.app, store, after=after, kind=kind, filters=view.filters, text=text, masked=masked, limit=_FIRST
+    )
     context: dict[str, Any] = {"tab": "live", "view": view, "own": own, "found": found, "pretty": pretty}
     return await render(request, template, app=view.app, **context)
 
@@ -38,19 +40,21 @@ def pretty(params: str) -> str:
 
 
 @get("/apps/{app_id:str}/live")
-async def live_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
+async def live_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
     """The newest hits, and the place where newer ones appear."""
     view, filters = adding(_view(request, app), list(request.query_params.multi_items()))
-    return go(view.link(filters)) if filters is not None else await _show(request, view, "app/live.html", None)
+    if filters is not None:
+        return go(view.link(filters))
+    return await _show(request, view, "app/live.html", None, not viewer.may_change)
 
 
 @get("/apps/{app_id:str}/live/newer")
-async def newer(request: AnyRequest, app: OurApp) -> Response[bytes]:
+async def newer(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
     """Hits that appeared since the cursor `after`: asked every second."""
     after = request.query_params.get("after")
     if not after:
         raise InvalidValue("after", "Load the page again: this address is for pages that are open.")
-    return await _show(request, _view(request, app), "app/_newer.html", after)
+    return await _show(request, _view(request, app), "app/_newer.html", after, not viewer.may_change)
 
 
 handlers = [live_page, newer]

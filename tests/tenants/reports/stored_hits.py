@@ -11,8 +11,9 @@ import msgspec
 from server.event_store import EventStore
 from tenants.events import event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
+from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, identifier_key, person_key
 from tenants.reports.period import Period, period_of
-from tenants.tables import App
+from tenants.tables import App, Identifier, Person
 
 NOW = datetime.now(UTC)
 
@@ -52,8 +53,28 @@ class Shop:
         row = event_row(found, self.app.id.int, milliseconds, hit_id, category, visitor, "", b"", b"", b"")
         self._rows["events"].append((*row[:-1], identified))
 
+    async def know(self, person: UUID, *, email: str = "", uuid: str = "", fbid: str = "") -> None:
+        """What the control database has of somebody known."""
+        given = ((UUID_KIND, uuid), (EMAIL_KIND, email), (FBID_KIND, fbid))
+        keys = [identifier_key(self.app.id, kind, value) for kind, value in given if value]
+        key = person_key(self.app.id, person)
+        await Person(key=key, size=len(keys), known_at=int(NOW.timestamp() * 1000)).save()
+        for each in keys:
+            await Identifier(key=each, person=key).save()
+
     async def merge(self, alias: UUID, person: UUID) -> None:
         """One person turned out to be another; the events are not rewritten yet."""
+        await self.merge_events(alias, person)
+        key = person_key(self.app.id, alias)
+        if (
+            not await Person.update({Person.merged_into: person_key(self.app.id, person)})
+            .where(Person.key == key)
+            .returning(Person.key)
+        ):
+            await Person(key=key, merged_into=person_key(self.app.id, person)).save()
+
+    async def merge_events(self, alias: UUID, person: UUID) -> None:
+        """As the event store hears of it."""
         await self.events.change(
             "INSERT INTO person_aliases VALUES ({app:UUID}, {alias:UUID}, {person:UUID}, 1)",
             {"app": str(self.app.id), "alias": str(alias), "person": str(person)},

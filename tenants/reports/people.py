@@ -1,0 +1,287 @@
+"""The people of an app: those of whom something is known, in an order, page by page.
+
+A page is found in two steps, so that a million people are quick: who is on it, by what it is sorted by alone, and then
+the details of those. Who was seen last is nearly always in the newest events; only if not, all people are looked at.
+"""
+
+import asyncio
+import base64
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from tenants.events import Queries, cursor_bytes, no_cursor
+from tenants.identifiers import Known, known, owner_of, search
+from tenants.reports.filters import currency_of, text_for
+from tenants.reports.segments import Segment
+from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY, Parameters
+from tenants.tables import App
+
+Sort = Literal["last_seen", "first_seen", "events", "revenue"]
+
+# The newest events hold some thousand people, a hundred pages.
+_NEWEST = 20_000
+# Whoever finds more searches for more.
+_FOUND = 1_000
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """Somebody known. `revenue` is net minor units by currency; `properties` JSON text by field, if asked for."""
+
+    known: Known
+    first_seen: datetime
+    last_seen: datetime
+    events: int
+    revenue: dict[str, int]
+    properties: dict[str, str]
+
+
+class People(msgspec.Struct, frozen=True):
+    """A page of people, and the cursor of the next one, None on the last."""
+
+    people: list[Summary]
+    next: str | None
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What a page is asked for: conditions on events, of which `beyond` is one on `key` and `who`."""
+
+    sort: Sort
+    segment: str
+    scope: str
+    beyond: str
+    parameters: Parameters
+    limit: int
+
+
+async def people(
+    app: App,
+    store: Queries,
+    *,
+    sort: Sort = "last_seen",
+    currency: str | None = None,
+    segment: Segment | None = None,
+    uuid: str | None = None,
+    email: str | None = None,
+    fbid: str | None = None,
+    text: str | None = None,
+    exactly: bool = False,
+    properties: bool = False,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> People:
+    """Those in the segment who have all these identifiers: the last seen first, or the newest, or with most events.
+
+    By revenue, those who had any in the currency, the app's own if none is given. `text` finds people with an
+    identifier that begins with it (with `exactly`, that is it), and those with a property that contains it.
+    Raises InvalidValue for the currency, the text or a made-up cursor.
+    """
+    parameters: Parameters = {"app": str(app.id), "currency": currency_of(currency or app.currency)}
+    in_scope, in_segment, beyond = "", "", ""
+    if uuid or email or fbid or text:
+        found: list[set[UUID]] = [await _with_text(app, store, text, exactly)] if text else []
+        if uuid or email or fbid:
+            owner = await owner_of(app, uuid=uuid, email=email, fbid=fbid)
+            found.append({owner} if owner else set[UUID]())
+        of = await known(app, found[0].intersection(*found))
+        in_scope = " AND person_id IN {scope:Array(UUID)}"
+        parameters["scope"] = sorted({str(id) for each in of.values() for id in (each.id, *each.merged)})
+        if not of:
+            return People([], None)
+    if segment:
+        sql, more = segment.sql("segment")
+        in_segment, parameters = f" AND {PERSON} IN ({sql})", parameters | more
+    if cursor:
+        key, who = _place(cursor)
+        beyond, parameters = " AND (key, who) < ({key:Int64}, {who:UInt64})", parameters | {"key": key, "who": who}
+    return await _page(app, store, _Asked(sort, in_segment, in_scope, beyond, parameters, limit), properties)
+
+
+async def _with_text(app: App, store: Queries, text: str, exactly: bool) -> set[UUID]:
+    text_for("search", text)
+    if exactly:
+        owners = await asyncio.gather(owner_of(app, uuid=text), owner_of(app, email=text), owner_of(app, fbid=text))
+        found = {owner for owner in owners if owner}
+    else:
+        found = set(await search(app, text, _FOUND))
+    # Of those that have it, or had it until it was replaced: the newest value decides.
+    contains = "positionCaseInsensitiveUTF8(value, {text:String}) > 0"
+    rows = await store.query(
+        f"SELECT DISTINCT person_id FROM (SELECT field, person_id, argMax(value, version) AS value "
+        f"FROM person_properties WHERE {ONE_APP} AND (field, person_id) IN "
+        f"(SELECT field, person_id FROM person_properties WHERE {ONE_APP} AND {contains} LIMIT {_FOUND}) "
+        f"GROUP BY field, person_id) WHERE {contains}",
+        {"app": str(app.id), "text": text},
+        app.tenant,
+    )
+    return found | {row["person_id"] for row in rows}
+
+
+async def _page(app: App, store: Queries, asked: _Asked, properties: bool) -> People:
+    shown: list[tuple[int, _Details]] = []
+    after = None
+    for each in _tries(asked):
+        found = await store.query(
+            f"{each.query} LIMIT {{most:UInt32}}", asked.parameters | {"most": each.most}, app.tenant
+        )
+        details = await _details(app, store, [row["who"] for row in found])
+        shown = [(row["key"], details[row["who"]]) for row in found if row["who"] in details]
+        if len(shown) > asked.limit:
+            shown = shown[: asked.limit]
+            after = _cursor(shown[-1][0], shown[-1][1].who)
+            break
+        # Who is in the events but not known any more is not shown; the next page begins after them.
+        after = _cursor(found[-1]["key"], found[-1]["who"]) if len(found) == each.most else None
+        if each.of_all and after is None:
+            break
+    persons = [person for _, person in shown]
+    revenue, values = await asyncio.gather(_revenue(app, store, persons), _properties(app, store, persons, properties))
+    return People([person.summary(revenue, values) for person in persons], after)
+
+
+_KEYS: dict[Sort, str] = {
+    "last_seen": "toUnixTimestamp64Milli(max(received_at))",
+    "first_seen": "toUnixTimestamp64Milli(min(received_at))",
+    "events": "toInt64(count())",
+    "revenue": "sum(amount)",
+}
+_KNOWN = "max(identified)"
+
+
+class _Try(msgspec.Struct, frozen=True):
+    """A query of a page's `who` and `key`, how many to ask for, and whether it looks at all that there is."""
+
+    query: str
+    most: int
+    of_all: bool
+
+
+def _tries(asked: _Asked) -> Iterator[_Try]:
+    """Quick ones first; the last one is sure."""
+    most = asked.limit + 1
+    columns = f"{PERSON} AS who, {_KEYS[asked.sort]} AS key"
+    rows = f"FROM events WHERE {ONE_APP} AND {SOMEBODY}"
+    of_all = f"SELECT {columns} {rows}{asked.scope}{asked.segment}"
+    order = f"{asked.beyond} ORDER BY key DESC, who DESC"
+    if asked.sort == "revenue":
+        paid = f"{of_all} AND currency = {{currency:String}}"
+        # What they bought before anything was known of them is theirs, too: so whether they are known is asked later.
+        yield _Try(f"{paid} GROUP BY who HAVING 1{order}", most * 4, True)
+        everybody = f"SELECT {PERSON} AS who {rows} GROUP BY who HAVING {_KNOWN}"
+        yield _Try(f"{paid} AND {PERSON} IN ({everybody}) GROUP BY who HAVING 1{order}", most, True)
+        return
+    known_only = f"GROUP BY who HAVING {_KNOWN}{order}"
+    if asked.sort == "last_seen" and not asked.scope:
+        newest = f"SELECT person_id, received_at, identified {rows} ORDER BY received_at DESC LIMIT {_NEWEST}"
+        yield _Try(f"SELECT {columns} FROM ({newest}) WHERE 1{asked.segment} {known_only}", most, False)
+    yield _Try(f"{of_all} {known_only}", most, True)
+
+
+class _Details(msgspec.Struct):
+    """What the events say of a person, whichever of their ids they have; `ids` are those."""
+
+    who: int
+    known: Known
+    ids: list[UUID]
+    first: datetime
+    last: datetime
+    events: int
+
+    def summary(self, revenue: dict[UUID, dict[str, int]], values: dict[UUID, dict[str, str]]) -> Summary:
+        """With what was asked for by itself, by the person's id."""
+        id = self.known.id
+        return Summary(self.known, self.first, self.last, self.events, revenue.get(id, {}), values.get(id, {}))
+
+
+async def _details(app: App, store: Queries, who: Sequence[int]) -> dict[int, _Details]:
+    """Of those who are known."""
+    if not who:
+        return {}
+    rows = await store.query(
+        f"SELECT person_id, {PERSON} AS who, toUnixTimestamp64Milli(min(received_at)) AS first, "
+        f"toUnixTimestamp64Milli(max(received_at)) AS last, count() AS events FROM events "
+        f"WHERE {ONE_APP} AND {PERSON} IN {{who:Array(UInt64)}} GROUP BY person_id, who",
+        {"app": str(app.id), "who": list(who)},
+        app.tenant,
+    )
+    of = await known(app, [row["person_id"] for row in rows])
+    found: dict[int, _Details] = {}
+    for row in rows:
+        if person := of.get(row["person_id"]):
+            first, last = (datetime.fromtimestamp(row[name] / 1000, UTC) for name in ("first", "last"))
+            new = _Details(row["who"], person, [row["person_id"]], first, last, row["events"])
+            old = found.setdefault(row["who"], new)
+            if old is not new:
+                old.ids += new.ids
+                old.first, old.last = min(old.first, new.first), max(old.last, new.last)
+                old.events += new.events
+    return found
+
+
+async def _revenue(app: App, store: Queries, persons: Sequence[_Details]) -> dict[UUID, dict[str, int]]:
+    owner = {id: each.known.id for each in persons for id in each.ids}
+    if not owner:
+        return {}
+    rows = await store.query(
+        f"SELECT person_id, currency, sum(amount) AS net FROM events "
+        f"WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}} AND currency != '' "
+        "GROUP BY person_id, currency ORDER BY currency",
+        {"app": str(app.id), "persons": [str(id) for id in owner]},
+        app.tenant,
+    )
+    found: dict[UUID, dict[str, int]] = {}
+    for row in rows:
+        sums = found.setdefault(owner[row["person_id"]], {})
+        sums[row["currency"]] = sums.get(row["currency"], 0) + row["net"]
+    return found
+
+
+async def _properties(
+    app: App, store: Queries, persons: Sequence[_Details], wanted: bool
+) -> dict[UUID, dict[str, str]]:
+    if not wanted:
+        return {}
+    found = await properties(app, store, [each.known for each in persons])
+    return {person: {each.field: each.value for each in values} for person, values in found.items()}
+
+
+class Property(msgspec.Struct, frozen=True):
+    """A custom value of a person, JSON text, and when it was received."""
+
+    field: str
+    value: str
+    received_at: datetime
+
+
+async def properties(app: App, store: Queries, persons: Sequence[Known]) -> dict[UUID, list[Property]]:
+    """The properties of each of these, by id, in the order of their names."""
+    owner = {id: each.id for each in persons for id in (each.id, *each.merged)}
+    if not owner:
+        return {}
+    rows = await store.query(
+        "SELECT field, person_id, argMax(value, version) AS value, max(version) AS newest, "
+        "toUnixTimestamp64Milli(max(received_at)) AS at FROM person_properties "
+        f"WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}} GROUP BY field, person_id ORDER BY field, newest",
+        {"app": str(app.id), "persons": [str(id) for id in owner]},
+        app.tenant,
+    )
+    found: dict[UUID, dict[str, Property]] = {}
+    for row in rows:
+        at = datetime.fromtimestamp(row["at"] / 1000, UTC)
+        found.setdefault(owner[row["person_id"]], {})[row["field"]] = Property(row["field"], row["value"], at)
+    return {person: list(fields.values()) for person, fields in found.items()}
+
+
+def _cursor(key: int, who: int) -> str:
+    data = key.to_bytes(8, "big", signed=True) + who.to_bytes(8, "big")
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[int, int]:
+    data = cursor_bytes(cursor)
+    if len(data) != 16:
+        raise no_cursor()
+    return int.from_bytes(data[:8], "big", signed=True), int.from_bytes(data[8:], "big")

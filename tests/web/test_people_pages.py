@@ -1,0 +1,339 @@
+"""People in pages and in the API: who is found, what of them is shown to whom, and where one page leads to the next."""
+
+import re
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from known import did, know, merge
+from test_dashboards import ESCAPED, HOSTILE
+
+from server.event_store import EventStore
+from tenants import keys, tokens
+from tenants.tables import App, Tenant
+from web.masking import masked
+
+ANN, BOB, EVE, VISITOR = (uuid4() for _ in range(4))
+
+
+@pytest.fixture
+async def told(shop: App, event_store: EventStore) -> App:
+    """Of alice's shop: ann, who was eve, too; bob, whose everything is hostile; somebody unknown."""
+    await did(event_store, shop, VISITOR, "view", "buy:900", identified=False)
+    await did(event_store, shop, BOB, HOSTILE, plan=HOSTILE)
+    await did(event_store, shop, EVE, "signup", "buy:700", plan="start", since=2020)
+    await did(event_store, shop, ANN, "signup", "buy:2500", "refund:-200", plan="pro", address={"city": "Köln"})
+    await know(shop, ANN, email="ann@example.org", uuid="4711")
+    await know(shop, BOB, uuid=HOSTILE)
+    await know(shop, BOB, uuid="007", fbid="99")
+    await merge(event_store, shop, EVE, ANN)
+    return shop
+
+
+def names(page: httpx.Response) -> list[str]:
+    """Whom a list shows, in its order."""
+    assert page.status_code == 200
+    known = {ANN: "ann", BOB: "bob", EVE: "eve", VISITOR: "visitor"}
+    return [
+        known[UUID(id)]
+        for id in re.findall(r'<th scope="row" class="long"><a href="/apps/[^/]+/people/([^"]+)"', page.text)
+    ]
+
+
+async def test_the_list_is_searched_filtered_and_sorted(owner: httpx.AsyncClient, told: App) -> None:
+    people = f"/apps/{told.id}/people"
+    page = await owner.get(people)
+    assert names(page) == ["ann", "bob"]
+    assert "ann@example.org" in page.text
+    assert "30.00 EUR" in page.text
+    for query, found in (
+        ("sort=revenue", ["ann"]),
+        ("sort=revenue&currency=gbp", []),
+        ("sort=events&currency=nonsense", ["ann", "bob"]),
+        ("search=ANN@ex", ["ann"]),
+        ("search=99", ["bob"]),
+        ("search=Pro", ["ann"]),
+        ("search=nobody", []),
+        ("did.2=signup", ["ann"]),
+        ("revenue.EUR=2999", ["ann"]),
+        ("revenue.EUR=3000", []),
+        ("person.address.city=K%C3%B6ln", ["ann"]),
+        ("person.plan=pro&search=007", []),
+    ):
+        assert names(await owner.get(f"{people}?{query}")) == found, query
+
+
+async def test_conditions_are_added_by_form_and_taken_away_by_link(owner: httpx.AsyncClient, told: App) -> None:
+    people = f"/apps/{told.id}/people"
+    address = people
+    for form in (
+        {"sort": "events", "add_did": "signup", "add_times": "2"},
+        {"add_above": "29.99", "add_currency": "eur"},
+        {"add_property": "plan", "add_value": "pro"},
+    ):
+        reply = await owner.get(f"{address}{'&' if '?' in address else '?'}{urlencode(form)}")
+        assert reply.status_code == 303
+        address = reply.headers["location"]
+    assert address == f"{people}?sort=events&did.2=signup&revenue.EUR=2999&person.plan=pro"
+    page = await owner.get(address)
+    assert names(page) == ["ann"]
+    for words in ("did signup 2 times or more", "brought more than 29.99 EUR", "plan is pro"):
+        assert f'aria-label="Remove the condition {words}"' in page.text
+    assert f'href="{people}?sort=events&amp;person.plan=pro&amp;revenue.EUR=2999"' in page.text
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("add_did=x&add_times=0", "How often is a whole number"),
+        ("add_above=much", "Write the amount in digits"),
+        ("add_above=1&add_currency=EURO", "ISO 4217"),
+        ("add_property=a..b&add_value=x", "Name one of"),
+        ("did.0=x", "A condition was left out (did.0)"),
+        ("person.a!=x", "A condition was left out"),
+        ("cursor=made-up", "This shows everybody."),
+        ("search=%ed%a0%80&sort=x&currency=%00", ""),
+    ],
+)
+async def test_what_cannot_be_asked_is_told(owner: httpx.AsyncClient, told: App, query: str, said: str) -> None:
+    page = await owner.get(f"/apps/{told.id}/people?{query}")
+    assert page.status_code == 200
+    assert said in page.text
+
+
+async def test_pages_of_people_lead_on(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:
+    ids = [uuid4() for _ in range(51)]
+    for number, id in enumerate(ids):
+        await did(event_store, shop, id, "signup")
+        await know(shop, id, email=f"reader{number}@example.org")
+    first = await owner.get(f"/apps/{shop.id}/people?sort=first_seen")
+    (address,) = re.findall(r'href="([^"]+)" rel="next"', first.text)
+    second = await owner.get(address.replace("&amp;", "&"))
+    shown = [re.findall(r"reader\d+@", page.text) for page in (first, second)]
+    assert [len(each) for each in shown] == [50, 1]
+    assert len({*shown[0], *shown[1]}) == 51
+    assert 'rel="next"' not in second.text
+    assert "First page" in second.text
+
+
+async def test_a_person_has_a_page(owner: httpx.AsyncClient, told: App) -> None:
+    page = (await owner.get(f"/apps/{told.id}/people/{ANN}")).text
+    for shown in (
+        "ann@example.org",
+        "4711",
+        "<dd>30.00</dd>",
+        "32.00 less 2.00 refunded",
+        "Was another person, too",
+        str(EVE),
+        "since",
+        "2020",
+    ):
+        assert shown in page
+    assert page.count('<li class="hit">') == 5
+    assert "Köln" in page
+    merged = await owner.get(f"/apps/{told.id}/people/{EVE}")
+    assert (merged.status_code, merged.headers["location"]) == (303, f"/apps/{told.id}/people/{ANN}")
+    visitor = (await owner.get(f"/apps/{told.id}/people/{VISITOR}")).text
+    assert "Anonymous visitor" in visitor
+    assert "<dd>9.00</dd>" in visitor
+    hostile = (await owner.get(f"/apps/{told.id}/people/{BOB}")).text
+    assert ESCAPED in hostile
+    assert "<script>alert" not in hostile
+
+
+@pytest.mark.parametrize("id", [str(uuid4()), str(UUID(int=0)), "x", "{" + str(ANN) + "}", str(ANN).upper(), ANN.hex])
+async def test_there_is_one_address_of_a_person(owner: httpx.AsyncClient, told: App, id: str) -> None:
+    assert (await owner.get(f"/apps/{told.id}/people/{id}")).status_code == 404
+
+
+async def test_a_long_timeline_is_paged(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:
+    await did(event_store, shop, ANN, *(f"step{number}" for number in range(53)))
+    address = f"/apps/{shop.id}/people/{ANN}"
+    first = (await owner.get(address)).text
+    (older,) = re.findall(r'href="([^"]+)#timeline" rel="next"', first)
+    second = (await owner.get(older)).text
+    assert re.findall(r"step\d+", second) == ["step2", "step1", "step0"]
+    assert (await owner.get(f"{address}?cursor=made-up")).status_code == 400
+
+
+async def test_every_event_leads_to_its_person(owner: httpx.AsyncClient, told: App) -> None:
+    live = (await owner.get(f"/apps/{told.id}/live")).text
+    orders = (await owner.get(f"/apps/{told.id}/panels/orders")).text
+    for id in (ANN, EVE, VISITOR):
+        assert f'href="/apps/{told.id}/people/{id}"' in live
+        assert f'href="/apps/{told.id}/people/{id}"' in orders
+
+
+async def test_addresses_are_masked_for_viewers(
+    owner: httpx.AsyncClient, member: httpx.AsyncClient, viewer: httpx.AsyncClient, told: App, event_store: EventStore
+) -> None:
+    await know(told, BOB, email="bob@example.org")
+    await did(event_store, told, BOB, "signup", email="bob@example.org", contact="bob@example.org")
+    await did(event_store, told, BOB, "signup", email="only@example.org")
+    for tail in ("/people", f"/people/{BOB}", "/live", "/export?format=csv"):
+        address = f"/apps/{told.id}{tail}"
+        for whole in (owner, member):
+            assert "bob@example.org" in (await whole.get(address)).text
+        seen = (await viewer.get(address)).text
+        assert "b…@example.org" in seen
+        assert "bob@example.org" not in seen
+        assert "bob%40" not in seen
+    # Nor are they found out letter by letter.
+    for text, anybody in (("bob@ex", owner), ("contact", viewer)):
+        assert "<article" in (await anybody.get(f"/apps/{told.id}/live?text={text}")).text
+    assert "<article" not in (await viewer.get(f"/apps/{told.id}/live?text=only@ex")).text
+    people = f"/apps/{told.id}/people"
+    assert names(await owner.get(f"{people}?search=ann@")) == ["ann"]
+    assert names(await viewer.get(f"{people}?search=ann@")) == []
+    assert names(await viewer.get(f"{people}?search=ann@example.org")) == ["ann"]
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("ann@example.org", "a…@example.org"),
+        ("a@b", "a…@b"),
+        ("ann%40example.org", "a…%40example.org"),
+        ("ünn@example.org", "ü…@example.org"),
+        ("none", "n…"),
+        ("", "…"),
+    ],
+)
+def test_a_masked_address(address: str, shown: str) -> None:
+    assert masked(address) == shown
+
+
+async def test_empty_lists_say_what_to_do(owner: httpx.AsyncClient, shop: App) -> None:
+    assert "Nobody is known yet" in (await owner.get(f"/apps/{shop.id}/people")).text
+    assert "Nobody like that" in (await owner.get(f"/apps/{shop.id}/people?search=x")).text
+    assert "in GBP" in (await owner.get(f"/apps/{shop.id}/people?sort=revenue&currency=GBP")).text
+
+
+async def test_events_are_filtered_and_broken_down_by_property(owner: httpx.AsyncClient, told: App) -> None:
+    panels = f"/apps/{told.id}/panels"
+    for name in ("breakdown?", "revenue-by?page=revenue&"):
+        found = (await owner.get(f"{panels}/{name}field=person.plan")).text
+        assert '<option value="person.plan" selected>' in found
+        # Eve was ann all along: her events are those of somebody whose plan is pro.
+        assert "person.plan=pro" in found
+        assert "person.plan=start" not in found
+        assert "not sent" in found
+    page = (await owner.get(f"/apps/{told.id}/revenue?person.plan=pro&whole=1")).text
+    assert "the person&#39;s plan is pro" in page
+    added = await owner.get(f"/apps/{told.id}/revenue?add_field=person.plan&add_how=is&add_value=pro")
+    assert added.headers["location"] == f"/apps/{told.id}/revenue?person.plan=pro"
+    options = (await owner.get(f"{panels}/fields")).text
+    assert '<option value="person.plan">' in options
+    assert '<option value="plan">' in (await owner.get(f"{panels}/properties")).text
+    assert '<option value="pro">' in (await owner.get(f"{panels}/values?add_property=plan")).text
+
+
+# --- The API
+
+
+class Reader:
+    """A program with a key of alice's."""
+
+    def __init__(self, client: httpx.AsyncClient, token: str, key: str) -> None:
+        self._client = client
+        self._token = token
+        self._key = key
+
+    async def get(self, path: str, token: str = "") -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self._key}"}
+        return await self._client.get(f"/api/v1/apps/{token or self._token}/{path}", headers=headers)
+
+    async def json(self, path: str) -> dict[str, Any]:
+        reply = await self.get(path)
+        assert reply.status_code == 200, reply.text
+        return reply.json()
+
+
+@pytest.fixture
+async def reader(anonymous: httpx.AsyncClient, alice: Tenant, told: App) -> Reader:
+    (token,) = await tokens.list_tokens(told)
+    _, key = await keys.create_key(alice, "Reader")
+    return Reader(anonymous, token.token, key)
+
+
+async def test_people_are_read_back(reader: Reader) -> None:
+    found = await reader.json("people?email=ANN@example.org&uuid=4711")
+    (ann,) = found["people"]
+    times = [ann.pop(name) for name in ("first_seen", "last_seen")]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for time in times)
+    assert ann == {
+        "id": str(ANN),
+        "email": "ann@example.org",
+        "fbid": None,
+        "uuids": ["4711"],
+        "properties": {"address": {"city": "Köln"}, "plan": "pro", "since": 2020},
+        "event_count": 5,
+        "revenue": {"EUR": 3_000},
+    }
+    assert found["next"] is None
+    assert (await reader.json("people?fbid=98"))["people"] == []
+    first = await reader.json("people?limit=1")
+    second = await reader.json(f"people?limit=1&cursor={first['next']}")
+    assert [each["people"][0]["id"] for each in (first, second)] == [str(ANN), str(BOB)]
+    assert second["next"] is None
+    for query in ("sort=revenue&currency=EUR", "did.2=signup", "revenue.EUR=1", "person.plan=pro", "search=ann"):
+        assert [each["id"] for each in (await reader.json(f"people?{query}"))["people"]] == [str(ANN)], query
+
+
+async def test_one_person_is_read_back(reader: Reader) -> None:
+    ann = await reader.json(f"people/{EVE}")
+    assert (ann["id"], ann["merged"], ann["emails"], ann["event_count"]) == (
+        str(ANN),
+        [str(EVE)],
+        ["ann@example.org"],
+        5,
+    )
+    assert ann["properties"]["plan"]["value"] == "pro"
+    assert ann["lifetime"] == [
+        {"currency": "EUR", "gross": 3_200, "refunded": 200, "net": 3_000, "orders": 2, "average_order": 1_600}
+    ]
+    page = await reader.json(f"people/{ANN}/events?limit=3")
+    rest = await reader.json(f"people/{ANN}/events?limit=3&cursor={page['next']}")
+    assert [each["event_token"] for each in page["events"] + rest["events"]].count("signup") == 2
+    assert len(page["events"] + rest["events"]) == 5
+    visitor = await reader.json(f"people/{VISITOR}")
+    assert (visitor["known_at"], visitor["properties"], visitor["event_count"]) == (None, {}, 2)
+    for id in (uuid4(), "x", UUID(int=0)):
+        for tail in ("", "/events"):
+            assert (await reader.get(f"people/{id}{tail}")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("sort=revenue&currency=EURO", "currency"),
+        ("cursor=x", "cursor"),
+        ("did.0=x", "did.0"),
+        ("person.=x", "person."),
+    ],
+)
+async def test_what_cannot_be_used_is_named(reader: Reader, query: str, field: str) -> None:
+    reply = await reader.get(f"people?{query}")
+    assert (reply.status_code, reply.json()["field"]) == (400, field)
+
+
+async def test_an_api_key_reads_its_own_tenants_people(
+    anonymous: httpx.AsyncClient, reader: Reader, bob: Tenant
+) -> None:
+    _, key = await keys.create_key(bob, "Reader")
+    (token,) = {reader._token}  # pyright: ignore[reportPrivateUsage]
+    for path in ("people", f"people/{ANN}", f"people/{ANN}/events"):
+        address = f"/api/v1/apps/{token}/{path}"
+        assert (await anonymous.get(address)).status_code == 401
+        assert (await anonymous.get(address, headers={"Authorization": f"Bearer {key}"})).status_code == 404
+        assert (await reader.get(path)).status_code == 200
+
+
+async def test_reports_take_properties(reader: Reader) -> None:
+    found = await reader.json("breakdown?field=person.plan&event_token=signup")
+    assert [(each["value"], each["events"]) for each in found["breakdown"]["values"]] == [("pro", 2)]
+    assert (await reader.json("totals?person.plan=pro"))["totals"]["events"]["now"] == 5
+    assert (await reader.json("totals?missing=person.plan"))["totals"]["events"]["now"] == 2
+    assert "person.plan" in (await reader.json("fields"))["properties"]

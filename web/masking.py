@@ -1,0 +1,54 @@
+"""Whose e-mail addresses a page shows: members and owners see them whole, viewers enough to tell them apart.
+
+The API's keys are given out by members: it shows all.
+"""
+
+import re
+
+from jinja2 import pass_context
+from jinja2.runtime import Context
+
+from web.guards import Me
+
+# Anything that reads as an address in other text, percent-encoded or not. Too much masked is better than too little.
+_ADDRESS = re.compile(r"""[^\s"'<>(),;:&=@\\]+(?:@|%40)[^\s"'<>(),;:&=@\\]+""", re.IGNORECASE)
+_AT = re.compile("@|%40", re.IGNORECASE)
+# The values may be Base64, in which no address can be found.
+_PARAMS = re.compile(r"((?:^|&)(?:amp;)*params=)[^&]*", re.IGNORECASE)
+
+
+def masked(address: str) -> str:
+    """`ann@example.org` as `a…@example.org`."""
+    name, at, host = _parts(address)
+    return f"{name[:1]}…{at}{host}"
+
+
+def _parts(address: str) -> tuple[str, str, str]:
+    found = _AT.search(address)
+    return (address[: found.start()], found[0], address[found.end() :]) if found else (address, "", "")
+
+
+def _whole(context: Context) -> bool:
+    me: Me | None = context.get("me")
+    return me is not None and me.may_change
+
+
+@pass_context
+def email(context: Context, address: str) -> str:
+    """An address, for whoever sees the page."""
+    return address if _whole(context) else masked(address)
+
+
+@pass_context
+def private(context: Context, text: str) -> str:
+    """A text that may have addresses in it, for whoever sees the page."""
+    return text if _whole(context) else _ADDRESS.sub(lambda found: masked(found[0]), text)
+
+
+@pass_context
+def private_query(context: Context, query: str) -> str:
+    """A query as it was sent, for whoever sees the page; viewers see that there were `params`, not which."""
+    return query if _whole(context) else private(context, _PARAMS.sub(r"\1…", query))
+
+
+FILTERS = {"email": email, "private": private, "private_query": private_query}
