@@ -3,6 +3,7 @@
 As Graph, it repeats in its errors what was sent: a token that gets into a log or a page is found by the tests.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -120,8 +121,12 @@ class GraphStandIn:
                 status = status if status != 200 else 400
             else:
                 status, body = self._reply(asked, status)
+        with contextlib.suppress(ConnectionError):  # of who was killed meanwhile
+            self._send(handler, status, {**self.headers, **answer.headers}, body)
+
+    def _send(self, handler: BaseHTTPRequestHandler, status: int, headers: Mapping[str, str], body: bytes) -> None:
         handler.send_response(status)
-        for name, value in {**self.headers, **answer.headers}.items():
+        for name, value in headers.items():
             handler.send_header(name, value)
         handler.send_header("content-type", "application/json")
         handler.send_header("content-length", str(len(body)))
