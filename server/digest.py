@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import heapq
 import os
 import secrets
 import sqlite3
@@ -49,7 +50,8 @@ from tenants.errors import Unavailable
 from tenants.event_ids import Claim
 from tenants.events import OUTCOMES, Row, event_row, rejection_row
 from tenants.hits import Category, Event, Rejection, decode
-from tenants.people import Sighting
+from tenants.identities import Sighting
+from tenants.people import Memory
 from tenants.secrets import SecretKey
 from tenants.tokens import Route
 
@@ -106,8 +108,10 @@ class Understood:
     rejections: list[Row] = field(default_factory=list[Row])
     claims: list[Claim] = field(default_factory=list[Claim])
     tokens: list[WaitingToken] = field(default_factory=list[WaitingToken])
-    # Of events that may be somebody's; the others are of visitors who are new, or ask not to be tracked.
+    # Of events that may be somebody's, with their places in `events`; the others are of visitors who are new, or ask
+    # not to be tracked.
     sightings: list[Sighting] = field(default_factory=list[Sighting])
+    places: list[int] = field(default_factory=list[int])
     duplicates: int = 0
     traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter[tuple[int, int, str]])
     failed: dict[int, str] = field(default_factory=dict[int, str])
@@ -249,6 +253,7 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
                     found.claims.append(claim)
                 visitor, email, uuid, fbid = hit.visitor_id, meaning.email, meaning.uuid, meaning.fbid
                 if visitor is not None and (email or uuid or fbid or not hit.new_visitor):
+                    found.places.append(len(events) - 1)
                     found.sightings.append(
                         Sighting(
                             named.to_bytes(16, "big"),
@@ -261,7 +266,7 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
                             fbid,
                         )
                     )
-                if meaning.access_token is not None:
+                if meaning.access_token is not None and visitor is not None:
                     token = WaitingToken(
                         UUID(bytes=hit.app_id),
                         meaning.access_token,
@@ -306,17 +311,16 @@ def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
         if named in found.watched:
             found.watched[named].result = "duplicate"
     found.events = kept
-    found.sightings = [sighting for sighting in found.sightings if sighting.hit_id not in duplicates]
     found.tokens = [token for token in found.tokens if token.hit_id not in duplicates]
 
 
-def attribute(found: Understood, persons: Mapping[bytes, bytes]) -> None:
-    """Give the events to whom they belong, by hit id; all others are anonymous visitors' or nobody's."""
-    if not persons:
-        return
-    of = {int.from_bytes(hit, "big"): int.from_bytes(person, "big") for hit, person in persons.items()}
-    # The last two columns are person and whether anything is known of them.
-    found.events = [(*row[:-2], of[row[2]], True) if row[2] in of else row for row in found.events]
+def attribute(found: Understood, places: Iterable[int], persons: Iterable[bytes]) -> None:
+    """Give the events at these places to their persons; empty is an anonymous visitor's."""
+    events = found.events
+    for place, person in zip(places, persons, strict=True):
+        if person:
+            # The last two columns are the person and whether anything is known of them.
+            events[place] = (*events[place][:-2], int.from_bytes(person, "big"), True)
 
 
 def traffic_rows(traffic: Mapping[tuple[int, int, str], int], limited: Iterable[tuple[bytes, int, int]]) -> list[Row]:
@@ -404,6 +408,7 @@ class Digester:
         self._purged = 0.0
         # Whether the event store may have to hear of persons: a digest that was killed may have left some.
         self._untold = True
+        self._memory = Memory()
 
     def stop(self) -> None:
         """End `run` after the current batch; the rest stays in the journal."""
@@ -470,9 +475,10 @@ class Digester:
         found = understand(batch.hits, self._routes.by_app, self._decode)
         async with asyncio.timeout(_CLAIM_SECONDS):
             duplicates = await event_ids.claim(found.claims)
+        async with asyncio.timeout(_CLAIM_SECONDS):
+            await self._identify(state, batch, found, duplicates)
         drop_duplicates(found, duplicates)
         async with asyncio.timeout(_CLAIM_SECONDS):
-            attribute(found, await self._identify(state, batch, found.sightings))
             await access_tokens.keep(self._key, found.tokens, int(time.time() * 1000))
         await self._store_batch(state, batch, found)
         if found.watched:
@@ -490,12 +496,22 @@ class Digester:
         await self._listener.progressed(figures)
         return len(batch.hits) >= _BATCH_HITS // 2
 
-    async def _identify(self, state: State, batch: Batch, sightings: list[Sighting]) -> dict[bytes, bytes]:
+    async def _identify(self, state: State, batch: Batch, found: Understood, duplicates: set[bytes]) -> None:
+        sightings, places = found.sightings, found.places
+        if duplicates:  # which are no events, and tell of nobody
+            counted = [number for number, hit in enumerate(sightings) if hit.hit_id not in duplicates]
+            sightings, places = [sightings[number] for number in counted], [places[number] for number in counted]
+        now, in_order = int(time.time() * 1000), self._in_order()
+        persons = await people.identify(
+            sightings, state.journal, batch.token, batch.again, now, memory=self._memory, in_order=in_order
+        )
+        attribute(found, places, persons)
         self._untold = True
-        now = int(time.time() * 1000)
-        persons = await people.identify(sightings, state.journal, batch.token, batch.again, now)
         await self._tell()
-        return persons
+
+    def _in_order(self) -> bool:
+        """Whether all hits there are came after those of the batches before: of one process they do."""
+        return not people.shared() and len(segment_sizes(self._folder)) == 1
 
     async def _tell(self) -> None:
         """Tell the event store which persons turned out to be others."""
@@ -525,28 +541,26 @@ class Digester:
             batch.retried.append(number)
             batch.hits.append((named, hit))
         if not batch.retried:
-            positions = state.positions()
-            for path, size in segment_sizes(self._folder):
-                if len(batch.hits) >= _BATCH_HITS:
-                    break
-                start = positions.get(path.name, 0)
-                if size > start:
-                    self._read(batch, path, start)
+            self._read(batch, state.positions())
         if not (batch.ranges or batch.retried):
             self._clean_up(state)
             return None
         state.begin(batch)
         return batch
 
-    def _read(self, batch: Batch, path: Path, start: int) -> None:
-        end = start
-        for frame in read_frames(path, start, most_bytes=_BATCH_BYTES):
+    def _read(self, batch: Batch, positions: Mapping[str, int]) -> None:
+        """Add what comes next. Of several segments the frames come in the order of their times."""
+        starts = [
+            (path, start) for path, size in segment_sizes(self._folder) if size > (start := positions.get(path.name, 0))
+        ]
+        ends: dict[str, int] = {}
+        frames = (read_frames(path, start, most_bytes=_BATCH_BYTES) for path, start in starts)
+        for frame in heapq.merge(*frames, key=lambda frame: frame.first):
             self._add(batch, frame)
-            end = frame.end
+            ends[frame.segment] = frame.end
             if len(batch.hits) >= _BATCH_HITS:
                 break
-        if end > start:
-            batch.ranges.append((path.name, start, end))
+        batch.ranges += [(path.name, start, ends[path.name]) for path, start in starts if path.name in ends]
 
     def _read_again(self, begun: Batch, state: State) -> Batch:
         if begun.retried:

@@ -331,12 +331,13 @@ def segment_sizes(folder: Path) -> list[tuple[Path, int]]:
 
 @dataclass(frozen=True)
 class Frame:
-    """A whole frame found in a segment. Offsets in bytes."""
+    """A whole frame found in a segment. Offsets in bytes; `first` is when its first hit came, in ms."""
 
     segment: str
     start: int
     end: int
     body: bytes
+    first: int
 
     def read(self) -> Body:
         """Its hits. Raises msgspec.DecodeError when this version cannot read them."""
@@ -362,6 +363,8 @@ class Damage:
     segment: str
     start: int
     end: int
+    # Nobody knows when its hits came, and it holds up nobody.
+    first = 0
 
 
 def read_frames(
@@ -392,12 +395,12 @@ def _frame_at(segment: BinaryIO, name: str, offset: int, size: int) -> Frame | N
     header = segment.read(HEADER.size)
     if len(header) < HEADER.size:
         return None
-    magic, length, crc, _hits, _first = HEADER.unpack(header)
+    magic, length, crc, _hits, first = HEADER.unpack(header)
     end = offset + HEADER.size + length
     if magic != MAGIC or end > size:
         return None
     body = segment.read(length)
-    return Frame(name, offset, end, body) if zlib.crc32(body) == crc else None
+    return Frame(name, offset, end, body, first) if zlib.crc32(body) == crc else None
 
 
 def _next_frame(segment: BinaryIO, name: str, offset: int, size: int) -> int | None:

@@ -17,6 +17,7 @@ from tenants.access_tokens import TOKEN_MS, Profile, Sender, TakenToken
 from tenants.errors import NotFound
 from tenants.events import Row
 from tenants.facebook import Credentials
+from tenants.identities import Sighting
 from tenants.secrets import SecretKey
 from tenants.tables import App, TokenState
 
@@ -159,7 +160,7 @@ class TokenResolver:
             if each.app_id not in alive:
                 continue
             try:
-                seen = people.Sighting(
+                seen = Sighting(
                     each.hit_id,
                     each.received_at_ms,
                     each.app_id.bytes,
@@ -172,13 +173,21 @@ class TokenResolver:
             except Exception as error:  # whatever it is, it must not hold up the others; it is told when the lease ends
                 self._failed(error)
                 continue
-            rows += property_rows(each, person or UUID(bytes=each.visitor or each.hit_id))
+            rows += property_rows(each, person or UUID(bytes=each.visitor))
             told.append(each)
+        await self._tell_of_persons()
         if told:
             token = hashlib.blake2b(b"".join(each.key for each in told), digest_size=16).hexdigest()
             await self._store.insert("person_properties", rows, token)
             await access_tokens.told(told)
         return True
+
+    async def _tell_of_persons(self) -> None:
+        """Tell the event store which persons turned out to be others, as the digest does after its batches."""
+        while aliases := await people.unscoped_untold():
+            token = hashlib.blake2b(repr(aliases).encode(), digest_size=16).hexdigest()
+            await self._store.insert("person_aliases", aliases, token)
+            await people.told(aliases)
 
 
 def property_rows(sender: Sender, person: UUID) -> Sequence[Row]:

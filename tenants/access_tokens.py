@@ -39,7 +39,7 @@ class WaitingToken(NamedTuple):
     token: str
     hit_id: bytes
     received_at_ms: int
-    visitor: bytes | None = None
+    visitor: bytes
     uuid: str | None = None
     email: str | None = None
     fbid: str | None = None
@@ -85,7 +85,7 @@ class Sender(NamedTuple):
     app_id: UUID
     hit_id: bytes
     received_at_ms: int
-    visitor: bytes | None
+    visitor: bytes
     uuid: str | None
     email: str | None
     fbid: str | None
@@ -110,8 +110,8 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
             continue
         token = entry.app_id.bytes + key.hash(entry.token.encode(errors="surrogatepass"))
         tokens.setdefault(token, entry)
-        who = (entry.visitor, entry.uuid, entry.email, entry.fbid)
-        hashed = key.hash(msgspec.msgpack.encode((token, *who, None if any(who) else entry.hit_id)))
+        who = (token, entry.visitor, entry.uuid, entry.email, entry.fbid)
+        hashed = key.hash(msgspec.msgpack.encode(who))
         senders.setdefault(entry.app_id.bytes + hashed, (token, entry))
     if not senders:
         return

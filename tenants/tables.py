@@ -297,7 +297,7 @@ class AccessToken(Table):
 
 
 class TokenSender(Table):
-    """Who sent an access token: of a visitor with the same identifiers the first hit, of others each.
+    """Who sent an access token: of a visitor with the same identifiers the first hit.
 
     `key` is app id and a keyed hash of all that. `due_at` (ms): what became of the token is to be told to the person
     then; the row stays, without what says who it was, so that nobody is told again.

@@ -27,6 +27,8 @@ from tenants.reports.sql import COLUMNS, value_of
 MAX_CONDITIONS = 30
 # Read from the text of the values, which takes twenty times the time: see sql.py.
 MAX_SLOW_FIELDS = 2
+# Each is read of all people, and held in memory meanwhile.
+MAX_PROPERTIES = 3
 # A field of a longer name can be sent, and read back with its event, but no report is about it.
 MAX_NAME = 1_000
 _MISSING, _EMPTY = "missing", "empty"
@@ -122,7 +124,10 @@ def filters_of(pairs: Sequence[tuple[str, str]]) -> Filters:
         else:
             continue
         filters = filters.with_(field, wanted, negated=name.endswith("!"))
-        if len({each.field for each in filters.conditions if "`" in each.field}) > MAX_SLOW_FIELDS:
+        fields = {each.field for each in filters.conditions}
+        if sum(field.startswith("person.") for field in fields) > MAX_PROPERTIES:
+            raise InvalidValue(name, f"Use {MAX_PROPERTIES} properties of persons at most.")
+        if sum(field.startswith("params.") and "`" in field for field in fields) > MAX_SLOW_FIELDS:
             raise InvalidValue(name, f"Use {MAX_SLOW_FIELDS} fields with a backtick in their name at most.")
         if len(filters.conditions) > MAX_CONDITIONS:
             raise InvalidValue(name, f"Use {MAX_CONDITIONS} filters at most.")

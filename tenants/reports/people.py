@@ -8,7 +8,7 @@ import asyncio
 import base64
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -22,7 +22,7 @@ from tenants.tables import App
 
 Sort = Literal["last_seen", "first_seen", "events", "revenue"]
 
-# The newest events hold some thousand people, a hundred pages.
+# The newest events hold some thousand people, a hundred pages of them.
 _NEWEST = 20_000
 # Whoever finds more searches for more.
 _FOUND = 1_000
@@ -127,7 +127,7 @@ async def _page(app: App, store: Queries, asked: _Asked, properties: bool) -> Pe
         found = await store.query(
             f"{each.query} LIMIT {{most:UInt32}}", asked.parameters | {"most": each.most}, app.tenant
         )
-        details = await _details(app, store, [row["who"] for row in found])
+        details = await _details(app, store, found)
         shown = [(row["key"], details[row["who"]]) for row in found if row["who"] in details]
         if len(shown) > asked.limit:
             shown = shown[: asked.limit]
@@ -152,7 +152,10 @@ _KNOWN = "max(identified)"
 
 
 class _Try(msgspec.Struct, frozen=True):
-    """A query of a page's `who` and `key`, how many to ask for, and whether it looks at all that there is."""
+    """A query of a page's `who` and `key`, how many to ask for, and whether it looks at all that there is.
+
+    Where it costs nothing, there is also one `id` of each, by which their details are found in less time.
+    """
 
     query: str
     most: int
@@ -176,7 +179,8 @@ def _tries(asked: _Asked) -> Iterator[_Try]:
     known_only = f"GROUP BY who HAVING {_KNOWN}{order}"
     if asked.sort == "last_seen" and not asked.scope:
         newest = f"SELECT person_id, received_at, identified {rows} ORDER BY received_at DESC LIMIT {_NEWEST}"
-        yield _Try(f"SELECT {columns} FROM ({newest}) WHERE 1{asked.segment} {known_only}", most, False)
+        window = f"SELECT {columns}, any(person_id) AS id FROM ({newest}) WHERE 1{asked.segment} {known_only}"
+        yield _Try(window, most, False)
     yield _Try(f"{of_all} {known_only}", most, True)
 
 
@@ -196,29 +200,38 @@ class _Details(msgspec.Struct):
         return Summary(self.known, self.first, self.last, self.events, revenue.get(id, {}), values.get(id, {}))
 
 
-async def _details(app: App, store: Queries, who: Sequence[int]) -> dict[int, _Details]:
-    """Of those who are known."""
-    if not who:
+async def _details(app: App, store: Queries, found: Sequence[dict[str, Any]]) -> dict[int, _Details]:
+    """Of those of the rows of a try who are known."""
+    if not found:
         return {}
+    condition = f"{PERSON} IN {{who:Array(UInt64)}}"
+    parameters: Parameters = {"app": str(app.id)}
+    of: dict[UUID, Known] = {}
+    if "id" in found[0]:
+        of = await known(app, [row["id"] for row in found])
+        of |= {id: each for each in of.values() for id in (each.id, *each.merged)}
+        condition, parameters["ids"] = "person_id IN {ids:Array(UUID)}", [str(id) for id in of]
+    else:
+        parameters["who"] = [row["who"] for row in found]
     rows = await store.query(
         f"SELECT person_id, {PERSON} AS who, toUnixTimestamp64Milli(min(received_at)) AS first, "
         f"toUnixTimestamp64Milli(max(received_at)) AS last, count() AS events FROM events "
-        f"WHERE {ONE_APP} AND {PERSON} IN {{who:Array(UInt64)}} GROUP BY person_id, who",
-        {"app": str(app.id), "who": list(who)},
+        f"WHERE {ONE_APP} AND {condition} GROUP BY person_id, who",
+        parameters,
         app.tenant,
     )
-    of = await known(app, [row["person_id"] for row in rows])
-    found: dict[int, _Details] = {}
+    of = of or await known(app, [row["person_id"] for row in rows])
+    details: dict[int, _Details] = {}
     for row in rows:
         if person := of.get(row["person_id"]):
             first, last = (datetime.fromtimestamp(row[name] / 1000, UTC) for name in ("first", "last"))
             new = _Details(row["who"], person, [row["person_id"]], first, last, row["events"])
-            old = found.setdefault(row["who"], new)
+            old = details.setdefault(row["who"], new)
             if old is not new:
                 old.ids += new.ids
                 old.first, old.last = min(old.first, new.first), max(old.last, new.last)
                 old.events += new.events
-    return found
+    return details
 
 
 async def _revenue(app: App, store: Queries, persons: Sequence[_Details]) -> dict[UUID, dict[str, int]]:

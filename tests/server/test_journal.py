@@ -228,7 +228,7 @@ async def test_ids_of_hits_are_different_and_the_same_whenever_read(journal: Jou
 
 @given(st.integers(0, 2**48 - 1), st.integers(0, 2**34 - 1), st.integers(0, 2**26 - 1), st.integers(0, 2**14 - 1))
 def test_an_id_holds_the_time_and_then_the_place(received_at: int, seed: int, offset: int, index: int) -> None:
-    frame = Frame(f"00000000000000-{seed:09x}.journal", offset, offset + 1, b"")
+    frame = Frame(f"00000000000000-{seed:09x}.journal", offset, offset + 1, b"", 0)
     made = UUID(int=hit_id(frame.id_base, index, received_at))
     assert (made.version, made.variant) == (7, "specified in RFC 4122")
     # Without version and variant the rest is in order: time, segment, offset, index.

@@ -20,7 +20,7 @@ from tenants import facebook
 from tenants import people as people_module
 from tenants.access_tokens import LEASE_MS, TOKEN_MS, WaitingToken, keep, retry_now, waiting
 from tenants.apps import create_app, delete_app
-from tenants.people import Sighting
+from tenants.identities import Sighting
 from tenants.secrets import SecretKey
 from tenants.tables import AccessToken, App, Tenant, TokenSender
 
@@ -43,7 +43,7 @@ class People:
     async def learn(self, hit: Sighting, now_ms: int) -> UUID | None:
         if hit.hit_id in self.broken:
             raise RuntimeError(f"{hit.email} {hit.fbid}")
-        self.learnt.append((hit.visitor or hit.hit_id, hit.email, hit.fbid))
+        self.learnt.append((hit.visitor, hit.email, hit.fbid))
         return await self._learn(hit, now_ms)
 
 
@@ -80,9 +80,7 @@ async def shop(alice: Tenant) -> App:
     return app
 
 
-async def sent(
-    app: App, token: str = TOKEN, hit: int = 1, visitor: bytes | None = ANN, at: int = NOW, **who: str
-) -> None:
+async def sent(app: App, token: str = TOKEN, hit: int = 1, visitor: bytes = ANN, at: int = NOW, **who: str) -> None:
     await keep(KEY, [WaitingToken(app.id, token, hit.to_bytes(16), at, visitor, **who)], at)
 
 
@@ -152,11 +150,23 @@ async def test_one_token_is_asked_about_once_however_often_it_is_sent(
     await sent(shop, hit=3, visitor=BOB)
     await settle(resolver)
     await sent(shop, hit=4, visitor=BOB)
-    await sent(shop, hit=5, visitor=None)
     await settle(resolver)
     assert graph.count("me") == graph.count("custom_audience_third_party_id") == 1
     # Everybody who sent it is the same user, and learns so once.
-    assert people.learnt == [(ANN, None, "123"), (BOB, None, "123"), ((5).to_bytes(16), None, "123")]
+    assert people.learnt == [(ANN, None, "123"), (BOB, None, "123")]
+
+
+async def test_visitors_with_one_user_are_one_person_for_the_event_store_too(
+    graph: GraphStandIn, resolver: TokenResolver, event_store: EventStore, shop: App
+) -> None:
+    graph.user(TOKEN, "123")
+    await sent(shop)
+    await sent(shop, hit=2, visitor=BOB)
+    await settle(resolver)
+    aliases = await event_store.query(
+        "SELECT alias, person FROM person_aliases FINAL WHERE app_id = {app:UUID}", {"app": str(shop.id)}
+    )
+    assert [(row["alias"].bytes, row["person"].bytes) for row in aliases] == [(BOB, ANN)]
 
 
 async def test_apps_do_not_share_what_a_token_gave(

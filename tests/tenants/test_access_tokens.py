@@ -42,9 +42,7 @@ NOW = 1_800_000_000_000
 ANN, BOB = b"a" * 16, b"b" * 16
 
 
-def sent(
-    token: str, hit: int, app: UUID = SHOP, visitor: bytes | None = ANN, at: int = NOW, **who: str
-) -> WaitingToken:
+def sent(token: str, hit: int, app: UUID = SHOP, visitor: bytes = ANN, at: int = NOW, **who: str) -> WaitingToken:
     return WaitingToken(app, token, hit.to_bytes(16), at, visitor, **who)
 
 
@@ -90,12 +88,6 @@ async def test_one_sent_again_later_is_told_without_asking(database: Database) -
     assert await take(SHOP, KEY, NOW + LEASE_MS, 10) == []
     (again,) = await senders(NOW + 5)
     assert (again.visitor, again.resolved_fbid, again.state) == (BOB, "123", TokenState.RESOLVED)
-
-
-async def test_hits_that_nothing_ties_together_are_told_each(database: Database) -> None:
-    await keep(KEY, [sent("T", 1, visitor=None), sent("T", 2, visitor=None), sent("T", 2, visitor=None)], NOW)
-    assert await give_up(await take_one(), TokenState.EXPIRED, NOW)
-    assert [int.from_bytes(each.hit_id) for each in await senders()] == [1, 2]
 
 
 async def test_kept_again_after_a_crash_nothing_changes(database: Database) -> None:

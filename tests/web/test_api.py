@@ -17,7 +17,7 @@ from tenants import apps, keys
 from tenants.events import event_row
 from tenants.hits import Event, Rejection, decode
 from tenants.tables import App, Tenant
-from web.api import records, reports
+from web.api import people, records, reports
 from web.api.examples import EXAMPLES
 
 REPORTS = ("totals", "series", "breakdown", "revenue", "traffic", "fields")
@@ -206,8 +206,8 @@ async def test_numbers_of_an_attacker_are_answered(ours: Reader, event_store: Ev
 
 
 def test_examples_are_answers() -> None:
-    names = ("events", "rejections", *REPORTS)
-    answers: dict[str, Any] = dict(zip(names, (*records.ANSWERS, *reports.ANSWERS), strict=True))
+    names = ("events", "rejections", "people", "person", "person_events", *REPORTS)
+    answers: dict[str, Any] = dict(zip(names, (*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS), strict=True))
     assert EXAMPLES.keys() == answers.keys()
     for name, answer in answers.items():
         text = json.dumps(EXAMPLES[name])
@@ -232,8 +232,15 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
         assert ("params.{field}" in named) == (name != "traffic")
         assert all(parameter["description"] for parameter in operation["parameters"])
         assert f'id="{name}"' in page
-    for name in ("events", "rejections"):
-        content = document["paths"][f"/api/v1/apps/{{app_token}}/{name}"]["get"]["responses"]["200"]["content"]
+    person = "people/{person_id}"
+    for name, tail in (
+        ("events", "events"),
+        ("rejections", "rejections"),
+        ("people", "people"),
+        ("person", person),
+        ("person_events", f"{person}/events"),
+    ):
+        content = document["paths"][f"/api/v1/apps/{{app_token}}/{tail}"]["get"]["responses"]["200"]["content"]
         assert content["application/json"]["example"] == EXAMPLES[name]
     assert "missing_amount" in page
     assert 'href="/login"' not in page, "somebody logged in would think that they are not"

@@ -55,6 +55,40 @@ EXAMPLES: dict[str, Any] = {
         ],
         "next": None,
     },
+    "people": {
+        "people": [
+            {
+                "id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",
+                "email": "ann@example.org",
+                "fbid": None,
+                "uuids": ["4711"],
+                "properties": {"plan": "pro", "items": 2},
+                "first_seen": "2026-11-21T13:01:47.428Z",
+                "last_seen": "2026-11-21T13:02:19.310Z",
+                "event_count": 2,
+                "revenue": {"EUR": 2500},
+            }
+        ],
+        "next": "AAABmr_85B4f3lhD1xQ5Kg",
+    },
+    "person": {
+        "id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",
+        "emails": ["ann@example.org"],
+        "fbids": [],
+        "uuids": ["4711"],
+        "known_at": "2026-11-21T13:01:47.428Z",
+        "merged": ["0c9e5a74-2d61-4b8f-a3d7-8f1b6e42c590"],
+        "properties": {
+            "items": {"value": 2, "received_at": "2026-11-21T13:02:19.310Z"},
+            "plan": {"value": "pro", "received_at": "2026-11-21T13:02:19.310Z"},
+        },
+        "first_seen": "2026-11-21T13:01:47.428Z",
+        "last_seen": "2026-11-21T13:02:19.310Z",
+        "event_count": 2,
+        "lifetime": [
+            {"currency": "EUR", "gross": 2500, "refunded": 0, "net": 2500, "orders": 1, "average_order": 2500}
+        ],
+    },
     "totals": {
         "period": _PERIOD,
         "totals": {
@@ -135,3 +169,5 @@ EXAMPLES: dict[str, Any] = {
         "properties": ["person.plan"],
     },
 }
+# The two events there are one person's.
+EXAMPLES["person_events"] = EXAMPLES["events"] | {"next": None}

@@ -192,4 +192,4 @@ def _time(at: datetime) -> str:
 
 
 handlers = [people_list, one_person, events_of_person]
-ANSWERS = (People, WholePerson)
+ANSWERS = (People, WholePerson, Events)

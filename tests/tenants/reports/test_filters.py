@@ -1,16 +1,26 @@
 """Filters: what an address says, and which events it means, whatever fields and values are called."""
 
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stored_hits import Shop
+from stored_hits import NOW, Shop
 
 from server.event_store import EventStore
 from tenants.errors import InvalidValue
 from tenants.reports.breakdown import breakdown
-from tenants.reports.filters import MAX_CONDITIONS, MAX_SLOW_FIELDS, Condition, Filters, field_of, filters_of
+from tenants.reports.filters import (
+    MAX_CONDITIONS,
+    MAX_PROPERTIES,
+    MAX_SLOW_FIELDS,
+    Condition,
+    Filters,
+    field_of,
+    filters_of,
+)
 from tenants.reports.totals import totals
 
 Pairs = list[tuple[str, str]]
@@ -30,6 +40,11 @@ Pairs = list[tuple[str, str]]
         ([("params.a!.", "x")], [Condition("params.a!", "x")]),
         ([("params.a!.!", "x")], [Condition("params.a!", "x", negated=True)]),
         ([("missing", "params.a")], [Condition("params.a", None)]),
+        (
+            [("person.a.b", "x"), ("person.a!.!", "y")],
+            [Condition("person.a.b", "x"), Condition("person.a!", "y", True)],
+        ),
+        ([("missing!", "person.a`b")], [Condition("person.a`b", None, negated=True)]),
         ([("missing!", "params.a!")], [Condition("params.a!", None, negated=True)]),
         ([("empty", "params.a")], [Condition("params.a", "")]),
         ([("missing", "currency")], [Condition("currency", None)]),
@@ -59,6 +74,9 @@ def test_what_an_address_says(pairs: Pairs, conditions: list[Condition]) -> None
         ([("params.a", "\ud800")], "params.a"),
         ([("params.\ud800", "a")], "params.\ud800"),
         ([("missing", "")], "missing"),
+        ([(f"person.{number}", "x") for number in range(MAX_PROPERTIES + 1)], f"person.{MAX_PROPERTIES}"),
+        ([("person.", "x")], "person."),
+        ([("missing", "person")], "missing"),
         ([("missing", "email")], "missing"),
         ([("missing", "params")], "missing"),
         ([("empty!", "app_id")], "empty"),
@@ -250,3 +268,41 @@ async def test_any_field_and_any_value_is_found(event_store: EventStore, name: s
     filters = Filters().with_(field_of(f"params.{name}"), None if ignored else value)
     found = await totals(shop.app, event_store, shop.period(), filters)
     assert found.events.now == 1
+
+
+async def test_events_of_people_who_are_something(shop: Shop, other: Shop) -> None:
+    """Properties are those of now, whenever the event came; of merged persons the newest."""
+    ann, bob, eve, visitor = (uuid4() for _ in range(4))
+    for number, (person, params) in enumerate(
+        (
+            (ann, {"plan": "start", "n": 2, "tags": ["a", "b"], "address": {"city": "Köln"}, "`x`": "'"}),
+            (bob, {"plan": "", "n": "2", "tags": "a"}),
+            (eve, {"plan": "pro"}),
+        )
+    ):
+        shop.hit("signup", NOW - timedelta(minutes=9 - number), person=person, identified=True, params=params)
+    shop.hit("view", NOW - timedelta(hours=1), person=ann)
+    shop.hit("view", person=visitor, params={"plan": "pro"})
+    shop.hit("view")
+    other.hit("signup", person=visitor, identified=True, params={"plan": "theirs"})
+    for each in (shop, other):
+        await each.store()
+    await shop.merge_events(eve, ann)
+    for pairs, events in (
+        ([("person.plan", "pro")], 3),
+        ([("person.plan", "start")], 0),
+        ([("person.plan!", "pro")], 3),
+        ([("empty", "person.plan")], 1),
+        ([("missing", "person.plan")], 2),
+        ([("missing!", "person.plan")], 4),
+        ([("person.n", "2")], 4),
+        ([("person.tags", "a")], 4),
+        ([("person.tags", "b"), ("person.address.city", "Köln")], 3),
+        ([("person.`x`", "'")], 3),
+        ([("person.plan", "pro"), ("event_token", "view")], 1),
+        ([("person.plan", "theirs")], 0),
+    ):
+        found = await totals(shop.app, shop.events, shop.period(), filters_of(pairs))
+        assert found.events.now == events, pairs
+    values = (await breakdown(shop.app, shop.events, shop.period(), Filters(), "person.tags")).values
+    assert [(each.value, each.events, each.persons) for each in values] == [("a", 4, 2), ("b", 3, 1), (None, 2, 1)]
