@@ -27,6 +27,7 @@ from server.database import Database
 from server.digest import CATEGORIES
 from server.digest_process import DigestProcess
 from server.event_store import EventStore
+from server.facebook import work_with_facebook
 from server.journal import Hit, Journal
 from server.limits import Limiter
 from server.operations import OPERATIONS, Operations
@@ -227,6 +228,7 @@ async def run(settings: Settings, role: Role) -> None:
                 public_url=settings.public_url,
                 pixel_url=settings.pixel_url,
                 version=version("onepx"),
+                secret_key=settings.secret_key,
                 client_address=lambda scope: client_address(scope, settings.trusted_proxies),
             ),
         )
@@ -257,6 +259,7 @@ async def run(settings: Settings, role: Role) -> None:
         jobs.append(digest.run())
     if store is not None:
         jobs.append(keep_up(store))
+        jobs.append(work_with_facebook(settings, store))
     jobs.append(_parent_lives(role.parent, stopping) if role.parent else announce(settings, role.pages))
     async with _background(*jobs):
         serving = asyncio.create_task(server.serve())

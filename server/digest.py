@@ -44,13 +44,15 @@ from server.journal import (
     segment_sizes,
 )
 from server.routes import Routes
-from tenants import event_ids, people
+from tenants import access_tokens, event_ids, people
+from tenants.access_tokens import WaitingToken
 from tenants.errors import Unavailable
 from tenants.event_ids import Claim
 from tenants.events import OUTCOMES, Row, event_row, rejection_row
 from tenants.hits import Category, Event, Rejection, decode
 from tenants.identities import Sighting
 from tenants.people import Memory
+from tenants.secrets import SecretKey
 from tenants.tokens import Route
 
 log = structlog.get_logger()
@@ -105,6 +107,7 @@ class Understood:
     events: list[Row] = field(default_factory=list[Row])
     rejections: list[Row] = field(default_factory=list[Row])
     claims: list[Claim] = field(default_factory=list[Claim])
+    tokens: list[WaitingToken] = field(default_factory=list[WaitingToken])
     # Of events that may be somebody's, with their places in `events`; the others are of visitors who are new, or ask
     # not to be tracked.
     sightings: list[Sighting] = field(default_factory=list[Sighting])
@@ -263,6 +266,18 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
                             fbid,
                         )
                     )
+                if meaning.access_token is not None and visitor is not None:
+                    token = WaitingToken(
+                        UUID(bytes=hit.app_id),
+                        meaning.access_token,
+                        named.to_bytes(16, "big"),
+                        hit.received_at,
+                        visitor,
+                        uuid,
+                        email,
+                        fbid,
+                    )
+                    found.tokens.append(token)
                 traffic[app, minute, "recorded"] += 1
                 if hit.watch:
                     found.watched[named] = Outcome(hit.watch, "recorded", meaning.warnings)
@@ -296,6 +311,7 @@ def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
         if named in found.watched:
             found.watched[named].result = "duplicate"
     found.events = kept
+    found.tokens = [token for token in found.tokens if token.hit_id not in duplicates]
 
 
 def attribute(found: Understood, places: Iterable[int], persons: Iterable[bytes]) -> None:
@@ -371,13 +387,21 @@ class Digester:
     """Digests a machine's journal while it holds the journal's lock; any others stand by."""
 
     def __init__(
-        self, folder: Path, inserts: Inserts, routes: Routes, listener: Listener, decode: Decode = decode
+        self,
+        folder: Path,
+        inserts: Inserts,
+        routes: Routes,
+        listener: Listener,
+        key: SecretKey,
+        decode: Decode = decode,
     ) -> None:
         self.figures = DigestFigures()
         self._folder = folder
         self._inserts = inserts
         self._routes = routes
         self._listener = listener
+        # Of the access tokens that hits carry.
+        self._key = key
         self._decode = decode
         self._state: State | None = None
         self._stopping = asyncio.Event()
@@ -454,6 +478,8 @@ class Digester:
         async with asyncio.timeout(_CLAIM_SECONDS):
             await self._identify(state, batch, found, duplicates)
         drop_duplicates(found, duplicates)
+        async with asyncio.timeout(_CLAIM_SECONDS):
+            await access_tokens.keep(self._key, found.tokens, int(time.time() * 1000))
         await self._store_batch(state, batch, found)
         if found.watched:
             await self._listener.became(list(found.watched.values()))

@@ -31,6 +31,7 @@ from server.event_store import EventStore, EventStoreRefused, EventStoreUnavaila
 from server.routes import Routes
 from server.settings import Settings
 from tenants.events import Row
+from tenants.facebook import facebook_key
 
 log = structlog.get_logger()
 
@@ -302,7 +303,7 @@ async def _digest(settings: Settings) -> None:
     database = Database(settings.database_url)
     await database.start()
     routes = Routes()
-    digester = Digester(settings.journal_dir, inserts, routes, parent)
+    digester = Digester(settings.journal_dir, inserts, routes, parent, facebook_key(settings.secret_key))
 
     async def listen() -> None:
         while (message := await _read(stdin)) is not None:
@@ -330,7 +331,7 @@ def main() -> None:
     os.umask(0o077)
     # As event_store.py does with pandas; only the embedded engine, which is not in this process, needs these two.
     sys.modules.update(dict.fromkeys(("numpy", "pyarrow")))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    settings = Settings.from_environment()
+    settings = Settings.from_environment().prepare_data_dir()
     logs.set_up(settings.log_level, settings.log_format)
     # Decoding leaves no cycles behind, and what is remembered of persons would be looked through again and again: a
     # quarter of the time of a batch.

@@ -13,7 +13,7 @@ from typing import Any, cast
 import structlog
 
 # Libraries that put SQL, parameters or request targets into their messages.
-_TALKATIVE = ("clickhouse_connect", "urllib3", "granian", "_granian", "aiosqlite", "piccolo")
+_TALKATIVE = ("clickhouse_connect", "urllib3", "granian", "_granian", "aiosqlite", "piccolo", "httpx", "httpcore")
 
 
 def set_up(level: str, how: str) -> None:

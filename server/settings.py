@@ -90,6 +90,12 @@ def _secret(text: str) -> str:
     return text
 
 
+def _graph_version(text: str) -> str:
+    if not re.fullmatch(r"v[0-9]{1,3}\.[0-9]{1,2}", text):
+        raise ValueError("a version such as v24.0")
+    return text
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -139,6 +145,8 @@ class Settings:
     metrics_token: str = _setting(
         _secret, "", "If given, `/metrics` wants it as `Authorization: Bearer …`.", secret=True
     )
+    graph_url: str = _setting(_site, "https://graph.facebook.com", "Where Facebook's Graph API is asked.")
+    graph_version: str = _setting(_graph_version, "v24.0", "Version of the Graph API that is asked for.")
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "info", "Least severe log lines shown.")
     log_format: str = _setting(
         _one_of("auto", "json", "text"), "auto", "`auto` is text on a terminal, else one JSON object a line."

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
+from tenants import access_tokens
 from tenants.tables import Erasure, transaction
 
 # A batch that was decoded before its process heard of the deletion is stored, or given up, long before.
@@ -42,6 +43,7 @@ async def unscoped_erase_apps(store: Store, now: datetime) -> int:
     done = 0
     for erasure in await Erasure.select().order_by(Erasure.requested_at):
         app_id: UUID = erasure["app_id"]
+        await access_tokens.forget_app(app_id)
         left = [await _mutate(store, table, "DELETE", f"app_id = '{app_id}'", str(app_id)) for table in _TABLES]
         if any(left) or now - erasure["requested_at"] < _SETTLED:
             continue

@@ -56,6 +56,14 @@ TRAFFIC_COLUMNS = (
     ("duplicate", "UInt64"),
     ("limited", "UInt64"),
 )
+PROPERTY_COLUMNS = (
+    ("app_id", "UUID"),
+    ("field", "String"),
+    ("person_id", "UUID"),
+    ("value", "String"),
+    ("received_at", "DateTime64(3, 'UTC')"),
+    ("version", "UInt64"),
+)
 ALIAS_COLUMNS = (
     ("app_id", "UUID"),
     ("alias", "UUID"),
@@ -66,6 +74,7 @@ COLUMNS = {
     "events": EVENT_COLUMNS,
     "rejections": REJECTION_COLUMNS,
     "traffic": TRAFFIC_COLUMNS,
+    "person_properties": PROPERTY_COLUMNS,
     "person_aliases": ALIAS_COLUMNS,
 }
 

@@ -247,6 +247,114 @@ class Forgotten(Table):
     before = BigInt(index=True)
 
 
+# Facebook: see facebook.py, access_tokens.py and audiences.py. What is `sealed` is encrypted: see secrets.py.
+
+
+class FacebookApp(Table):
+    """The Facebook app that an app's access tokens are of, and its secret."""
+
+    id: Serial
+    app = ForeignKey(App, null=False, unique=True, on_delete=OnDelete.cascade)
+    facebook_app_id = Varchar(length=20)
+    sealed_secret = Bytea(default=None, secret=True)
+
+
+class GraphPause(Table):
+    """When Graph may be asked again for an app's tokens (ms), and the error it gave last, 0 for none."""
+
+    app_id = UUID(primary_key=True, default=None)
+    until = BigInt(default=0)
+    code = Integer(default=0)
+
+
+class TokenState(StrEnum):
+    """What became of an access token."""
+
+    WAITING = "waiting"
+    RESOLVED = "resolved"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+    UNRESOLVED = "unresolved"
+
+
+class AccessToken(Table):
+    """A Facebook access token and, once it is resolved, whose it is; the token itself is gone then.
+
+    `key` is app id and a keyed hash of the token. `received_at` is of its first hit, in ms. `due_at`: when to ask Graph
+    next; whoever asks moves it on first, so that no other process does. `sealed_profile` has the name, the e-mail
+    address and the Custom Audience id.
+    """
+
+    key = Bytea(primary_key=True, default=None)
+    app_id = UUID(default=None)
+    state = Varchar(length=10, choices=TokenState, default=TokenState.WAITING)
+    sealed = Bytea(null=True, default=None, secret=True)
+    fbid = Varchar(length=20, null=True, default=None)
+    sealed_profile = Bytea(null=True, default=None, secret=True)
+    received_at = BigInt(index=True)
+    due_at = BigInt(null=True, default=None)
+    attempts = Integer(default=0)
+
+
+class TokenSender(Table):
+    """Who sent an access token: of a visitor with the same identifiers the first hit.
+
+    `key` is app id and a keyed hash of all that. `due_at` (ms): what became of the token is to be told to the person
+    then; the row stays, without what says who it was, so that nobody is told again.
+    """
+
+    key = Bytea(primary_key=True, default=None)
+    app_id = UUID(default=None, index=True)
+    token = Bytea(default=None, index=True)
+    hit_id = Bytea(default=None)
+    received_at = BigInt(index=True)
+    visitor = Bytea(null=True, default=None)
+    uuid = Text(null=True, default=None)
+    email = Text(null=True, default=None)
+    fbid = Text(null=True, default=None)
+    told = Boolean(default=False)
+    due_at = BigInt(null=True, default=None)
+
+
+class Audience(Table):
+    """A Custom Audience of Meta's that an app's people go into: those of `segment` (a query string), else all."""
+
+    id: Serial
+    app = ForeignKey(App, null=False, on_delete=OnDelete.cascade, index=True)
+    name = Varchar(length=100)
+    audience_id = Varchar(length=30)
+    sealed_token = Bytea(default=None, secret=True)
+    segment = Text(default="")
+    created_at = Timestamptz()
+    # When it is next pushed by itself; None: only when somebody asks.
+    daily_at = Timestamptz(null=True, default=None, index=True)
+
+
+class AudienceRun(Table):
+    """A push of an audience, one at a time. `due_at`: as AccessToken's, null once it has ended.
+
+    `people` are in the audience, `sent` rows were sent, of which Meta took `received` and could not read `invalid`.
+    `after` is the person up to whom (by id) all are sent, with `batches` of the session.
+    """
+
+    id: Serial
+    audience = ForeignKey(Audience, null=False, on_delete=OnDelete.cascade, index=True)
+    requested_at = Timestamptz()
+    started_at = Timestamptz(null=True, default=None)
+    finished_at = Timestamptz(null=True, default=None)
+    due_at = BigInt(null=True, default=None, index=True)
+    attempts = Integer(default=0)
+    session = BigInt(default=0)
+    batches = Integer(default=0)
+    after = Bytea(null=True, default=None)
+    people = Integer(default=0)
+    sent = Integer(default=0)
+    received = Integer(default=0)
+    invalid = Integer(default=0)
+    # A sentence; of a run that goes on, why it waits.
+    error = Varchar(length=200, default="")
+
+
 TABLES: tuple[type[Table], ...] = (
     Tenant,
     User,
@@ -268,12 +376,23 @@ TABLES: tuple[type[Table], ...] = (
     IdentifiedBatch,
     Reattribution,
     Forgotten,
+    FacebookApp,
+    GraphPause,
+    AccessToken,
+    TokenSender,
+    Audience,
+    AudienceRun,
 )
 
 # What a table's columns cannot say. Piccolo's `Unique` over several columns needs ALTER TABLE … ADD
 # CONSTRAINT, which SQLite does not have.
 INDEXES = (
     'CREATE UNIQUE INDEX membership_tenant_user ON membership (tenant, "user")',
+    # What is done with costs them nothing.
+    "CREATE INDEX access_token_due ON access_token (app_id, due_at) WHERE due_at IS NOT NULL",
+    "CREATE INDEX token_sender_due ON token_sender (due_at) WHERE due_at IS NOT NULL",
+    # No two at once.
+    "CREATE UNIQUE INDEX audience_run_unfinished ON audience_run (audience) WHERE finished_at IS NULL",
     "CREATE INDEX person_todo ON person (key) WHERE todo > 0",
 )
 

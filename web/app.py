@@ -22,6 +22,7 @@ from litestar.types import Scope
 
 from tenants.errors import Busy, InvalidValue, NotFound, TooManyTries, Unavailable
 from tenants.events import Queries
+from tenants.facebook import facebook_key
 from web.api import api, described
 from web.assets import Assets, static
 from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, login_address
@@ -35,7 +36,7 @@ _AWAY = "A database does not answer right now; hits are kept meanwhile."
 _BUG = "Something went wrong on our side; it was logged."
 # Files have their own; an export is streamed; and a thousand hits are 8 MB, which would stop the loop that takes hits
 # for a fifth of a second.
-_NOT_COMPRESSED = ["^/static/", "/export$", "^/api/v1/apps/[^/]+/(events|rejections)$"]
+_NOT_COMPRESSED = ["^/static/", "/export$", "/download$", "^/api/v1/apps/[^/]+/(events|rejections)$"]
 
 
 def create_app(
@@ -43,12 +44,14 @@ def create_app(
     *,
     public_url: str,
     version: str,
+    secret_key: str,
     pixel_url: str = "",
     client_address: Callable[[Scope], str] = lambda scope: scope["client"][0] if scope["client"] else "",
 ) -> Litestar:
     """The application over an event store; the control database is bound to the tables already.
 
-    `client_address` tells whose request it is, through whatever proxies are trusted.
+    `secret_key` encrypts what must be read again. `client_address` tells whose request it is, through whatever proxies
+    are trusted.
     """
     pixel_url = pixel_url or public_url
     state = State(
@@ -58,6 +61,7 @@ def create_app(
             "pixel_url": pixel_url,
             "secure": public_url.startswith("https:"),
             "client_address": client_address,
+            "facebook_key": facebook_key(secret_key),
             "assets": Assets(),
         }
     )

@@ -50,6 +50,10 @@ INSIDE = [
     ("people-none", "NEW/people"),
     ("rejected", "APP/rejected"),
     ("settings", "APP/settings"),
+    ("audiences", "APP/audiences"),
+    ("audiences-none", "NEW/audiences"),
+    ("audience", "APP/audiences/AUDIENCE"),
+    ("audience-change", "APP/audiences/AUDIENCE/change"),
     ("waiting", "NEW"),
     ("snippet", "APP/snippet"),
     (
@@ -107,6 +111,27 @@ def inside(outside: BrowserContext, shop: Shop, scheme: str) -> BrowserContext:
     return outside
 
 
+@pytest.fixture(scope="module")
+def audience(chromium: Browser, shop: Shop) -> str:
+    """The id of an audience that was pushed, as far as nobody answers."""
+    page = chromium.new_page(base_url=f"http://127.0.0.1:{shop.machine.process.port}")
+    shop.log_in(page)
+    page.goto(shop.path("/audiences/new"))
+    page.get_by_label("Name").fill("Buyers on the pro plan")
+    for number, row in enumerate((("did", "signup", "1"), ("person", "plan", "pro"))):
+        for label, value in zip(("Condition", "Event, currency", "How often"), row, strict=True):
+            field = page.get_by_label(label, exact=label == "Condition").nth(number)
+            _ = field.select_option(value) if label == "Condition" else field.fill(value)
+    page.get_by_label("Audience ID").fill("6012345678901")
+    page.get_by_label("System access token").fill("EAAB" + "x" * 40)
+    page.get_by_role("button", name="Make the audience").click()
+    page.get_by_role("button", name="Push now").click()
+    expect(page.get_by_text("Meta does not answer.")).to_be_visible(timeout=15_000)
+    address = page.url
+    page.close()
+    return address.rpartition("/")[2]
+
+
 @pytest.mark.parametrize(("name", "address"), PUBLIC, ids=[name for name, _ in PUBLIC])
 def test_public_pages(outside: BrowserContext, scheme: str, name: str, address: str) -> None:
     look_at(outside, scheme, name, address)
@@ -114,9 +139,10 @@ def test_public_pages(outside: BrowserContext, scheme: str, name: str, address: 
 
 @pytest.mark.parametrize(("name", "address"), INSIDE, ids=[name for name, _ in INSIDE])
 def test_pages_behind_the_login(
-    inside: BrowserContext, shop: Shop, new_app: str, scheme: str, name: str, address: str
+    inside: BrowserContext, shop: Shop, new_app: str, audience: str, scheme: str, name: str, address: str
 ) -> None:
-    for word, meant in (("APP", shop.path()), ("NEW", f"/apps/{new_app}"), ("TOKEN", shop.token)):
+    meanings = {"APP": shop.path(), "NEW": f"/apps/{new_app}", "TOKEN": shop.token, "AUDIENCE": audience}
+    for word, meant in meanings.items():
         address = address.replace(word, meant)
     look_at(inside, scheme, name, address)
 

@@ -347,6 +347,8 @@ class Machine:
             **inherited,
             "HOME": str(self.folder),
             "ONEPX_DATA_DIR": str(self.data_dir),
+            # Nobody there: no test may ask Facebook.
+            "ONEPX_GRAPH_URL": "http://127.0.0.1:9",
             **self.environ,
             **more,
         }

@@ -24,7 +24,7 @@ class NoStore:
 def routes_of_apps() -> list[tuple[str, str]]:
     """(method, path with {app_token}) of every route of the application that takes an app's token."""
     found: list[tuple[str, str]] = []
-    for route in create_app(NoStore(), public_url="http://127.0.0.1", version="0").routes:
+    for route in create_app(NoStore(), public_url="http://127.0.0.1", version="0", secret_key="x" * 32).routes:
         if not route.path.startswith("/api/"):
             continue  # pages: tests/web/test_rights.py
         names = set(re.findall(r"{(\w+)(?::\w+)?}", route.path))

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import msgspec
@@ -39,12 +40,15 @@ from server.digest import (
 from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable
 from server.journal import Backlog, Hit, HitTuple, Segment, encode_frame, segment_sizes
 from server.routes import Routes
-from tenants import apps, event_ids
+from tenants import access_tokens, apps, event_ids
 from tenants.event_ids import Claim
 from tenants.events import COLUMNS, OUTCOMES, Row
 from tenants.hits import Category, Event, Rejection, decode
-from tenants.tables import Tenant
+from tenants.secrets import SecretKey
+from tenants.tables import AccessToken, Tenant, TokenSender
 from tenants.tokens import Route
+
+KEY = SecretKey("a secret of at least 32 characters", "facebook")
 
 
 class Crash(BaseException):
@@ -198,7 +202,7 @@ class Shop:
     @contextlib.asynccontextmanager
     async def digesting(self, decode: module.Decode = decode) -> AsyncGenerator[Digester]:
         """A digest at work. What it raises is raised at the end."""
-        digester = Digester(self.folder, self.inserts, self.routes, self.heard, decode)
+        digester = Digester(self.folder, self.inserts, self.routes, self.heard, KEY, decode)
         running = asyncio.create_task(digester.run())
         try:
             yield digester
@@ -218,7 +222,7 @@ class Shop:
 
     async def crash(self, decode: module.Decode = decode) -> None:
         """Digest until the crash."""
-        digester = Digester(self.folder, self.inserts, self.routes, self.heard, decode)
+        digester = Digester(self.folder, self.inserts, self.routes, self.heard, KEY, decode)
         before = descriptors()
         async with asyncio.timeout(5):
             with pytest.raises(Crash):
@@ -359,7 +363,7 @@ async def test_event_ids_that_make_no_duplicates_any_more_are_forgotten(shop: Sh
     old = Claim(app, "event", "old", b"o" * 16, shop.received_at - 31 * days_ms)
     young = Claim(app, "event", "young", b"y" * 16, shop.received_at - 29 * days_ms)
     await event_ids.claim([old, young])
-    digester = Digester(shop.folder, shop.inserts, shop.routes, shop.heard)
+    digester = Digester(shop.folder, shop.inserts, shop.routes, shop.heard, KEY)
     # As on a machine that is up for an hour.
     digester._purged = -1e9
     running = asyncio.create_task(digester.run())
@@ -476,7 +480,7 @@ async def test_a_digest_takes_over_from_a_process_that_is_killed(shop: Shop) -> 
 async def test_a_digest_stopped_while_it_stands_by_never_says_that_it_digests(shop: Shop) -> None:
     async with shop.digesting() as first:
         await until(lambda: first.figures.active)
-        second = Digester(shop.folder, shop.store, shop.routes, heard := Heard())
+        second = Digester(shop.folder, shop.store, shop.routes, heard := Heard(), KEY)
         running = asyncio.create_task(second.run())
         await asyncio.sleep(0.05)
         second.stop()
@@ -773,6 +777,7 @@ def crash_on(shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
         "finish": (State, "finish"),
         "forget": (State, "forget"),
         "claim": (event_ids, "claim"),
+        "keep": (access_tokens, "keep"),
         "remove": (module, "remove_if_done"),
     }[what]
     real: Any = getattr(owner, name)
@@ -796,9 +801,29 @@ def crash_on(shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
 
 STEPS = [
     f"{when} {what}"
-    for what in ("begin", "claim", "events", "rejections", "traffic", "finish", "remove", "forget")
+    for what in ("begin", "claim", "keep", "events", "rejections", "traffic", "finish", "remove", "forget")
     for when in ("before", "after")
 ]
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_killed_at_any_step_an_access_token_is_kept_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    token = "event_token=a&params=" + quote('{"access_token": "EAABsecret", "plan": "pro"}')
+    shop.segment(
+        [shop.hit(token), shop.hit(f"{token}&event_id=1"), shop.hit(""), shop.hit("event_token=b&amount=7", 1)]
+    )
+    crash_on(shop, monkeypatch, step)
+    await shop.crash()
+    shop.journal(token.replace("secret", "other") + "&event_id=1", token)
+    await shop.digest()
+    # The other one's hit is a duplicate, which counts for nothing.
+    (kept,) = await AccessToken.select()
+    (taken,) = await access_tokens.take(UUID(bytes=shop.app_id), KEY, 2 * kept["due_at"], 10)
+    assert taken.token == "EAABsecret"
+    assert await TokenSender.count() == 1
+    assert "EAAB" not in repr(shop.store.tables)
 
 
 @pytest.mark.parametrize("writer", ["gone", "going on"])

@@ -11,6 +11,7 @@ from tenants.tables import Tenant, User
 
 HOST = "onepx.test"
 ADDRESS = f"http://{HOST}"
+SECRET_KEY = "a secret of at least 32 characters"
 
 
 class Site:

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import httpx
 import pytest
-from application import ADDRESS, Site
+from application import ADDRESS, SECRET_KEY, Site
 
 from server.database import Database
 from server.event_store import EventStore
@@ -17,7 +17,7 @@ from web.app import create_app
 @pytest.fixture
 async def site(database: Database, event_store: EventStore) -> AsyncIterator[Site]:
     async with AsyncExitStack() as browsers:
-        yield Site(create_app(event_store, public_url=ADDRESS, version="test"), browsers)
+        yield Site(create_app(event_store, public_url=ADDRESS, version="test", secret_key=SECRET_KEY), browsers)
 
 
 async def _person(tenant: Tenant, email: str, role: Role) -> User:

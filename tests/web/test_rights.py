@@ -11,11 +11,13 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from application import Site
+from application import SECRET_KEY, Site
 from known import know
 from litestar.routes import HTTPRoute
 
-from tenants import keys, members, sessions, tokens
+from tenants import audiences, keys, members, sessions, tokens
+from tenants.facebook import facebook_key
+from tenants.reports.segments import Segment
 from tenants.tables import TABLES, ApiKey, App, Role, Session, Tenant, User
 from web.app import create_app
 
@@ -46,6 +48,15 @@ OWN = {
     "/account/sessions/{session_id}/end",
     "/account/sessions/end-others",
 }
+# Pages of what a viewer may not do, or take away.
+FORMS = {
+    "/apps/new",
+    "/apps/{app_id}/delete",
+    "/apps/{app_id}/audiences/new",
+    "/apps/{app_id}/audiences/{audience_id}/change",
+    "/apps/{app_id}/audiences/{audience_id}/download",
+    "/account/delete",
+}
 OWNERS = {
     "/account",
     "/account/delete",
@@ -59,7 +70,7 @@ OWNERS = {
 def pages() -> list[tuple[str, str]]:
     """(method, path with {names}) of every page."""
     found: list[tuple[str, str]] = []
-    for route in create_app(NoStore(), public_url="http://127.0.0.1", version="0").routes:
+    for route in create_app(NoStore(), public_url="http://127.0.0.1", version="0", secret_key="x" * 32).routes:
         if isinstance(route, HTTPRoute) and not route.path.startswith(("/api/", "/static/")):
             path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
             found += [(method, path) for method in sorted(route.methods) if method not in ("OPTIONS", "HEAD")]
@@ -94,6 +105,9 @@ async def things(alice: Tenant, owner: httpx.AsyncClient, shop: App) -> Things:
     person = uuid4()
     await know(shop, person, email="reader@example.org")
     invitation, _ = await members.invite(alice, "new@example.org", Role.MEMBER, datetime.now(UTC))
+    audience = await audiences.create(
+        shop, facebook_key(SECRET_KEY), "Buyers", "1", "t" * 40, Segment(), False, datetime.now(UTC)
+    )
     return Things(
         shop,
         {
@@ -106,6 +120,7 @@ async def things(alice: Tenant, owner: httpx.AsyncClient, shop: App) -> Things:
             "key_id": str(key.id),
             "user_id": str(user.id),
             "invitation_id": str(invitation.id),
+            "audience_id": str(audience.id),
         },
     )
 
@@ -121,6 +136,10 @@ FORM = {
     "event_token": "x",
     "password": "wrong wrong wrong",
     "current": "wrong wrong wrong",
+    "facebook_app_id": "666",
+    "facebook_secret": "e" * 32,
+    "audience_id": "666",
+    "audience_token": "e" * 40,
 }
 
 
@@ -208,7 +227,7 @@ async def test_a_member_changes_nothing_of_who_belongs(member: httpx.AsyncClient
 async def test_a_viewer_sees_every_page_that_is_no_form(viewer: httpx.AsyncClient, things: Things, path: str) -> None:
     reply = await viewer.get(things.fill(path))
     # Forms of what they may not do are refused; pages that they may see say 200, or 204 when there is nothing new.
-    may_not = path in ("/apps/new", "/apps/{app_id}/delete", "/account/delete")
+    may_not = path in FORMS
     assert reply.status_code in ((403,) if may_not else (200, 204, 400))
 
 

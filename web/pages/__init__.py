@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import account, accounts, apps, dashboards, exports, landing, live, people, snippet
+from web.pages import account, accounts, apps, audiences, dashboards, exports, facebook, landing, live, people, snippet
 
 PAGES: Sequence[ControllerRouterHandler] = [
     *landing.handlers,
     *accounts.handlers,
     *apps.handlers,
+    *facebook.handlers,
+    *audiences.handlers,
     *dashboards.handlers,
     *live.handlers,
     *people.handlers,

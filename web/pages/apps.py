@@ -16,6 +16,7 @@ from tenants.reports.overview import Glance, overview
 from tenants.tables import App
 from web.forms import is_name, text
 from web.guards import AnyRequest, Member, OurApp, Viewer
+from web.pages.connection import connection
 from web.rendering import NOTICES, go, render
 
 OVERLAPS: dict[str, tuple[str, timedelta]] = {
@@ -90,9 +91,15 @@ async def create(request: AnyRequest, member: Member) -> Response[bytes]:
     return go(f"/apps/{app.id}")
 
 
-async def _settings(
-    request: AnyRequest, app: App, form: FormMultiDict | None = None, error: InvalidValue | None = None
+async def settings_of(
+    request: AnyRequest,
+    app: App,
+    form: FormMultiDict | None = None,
+    error: InvalidValue | None = None,
+    *,
+    facebook_app_id: str | None = None,
 ) -> Response[bytes]:
+    """The page of an app's settings, after a form of it was sent with what was typed and what is wrong with it."""
     now = datetime.now(UTC)
     listed = [(token, tokens.state(token, now)) for token in await tokens.list_tokens(app)]
     kept = {
@@ -112,6 +119,7 @@ async def _settings(
         overlaps=[(hours, when) for hours, (when, _) in OVERLAPS.items()],
         overlap=_OVERLAP,
         errors={error.field: str(error)} if error else {},
+        facebook=await connection(app, now, facebook_app_id),
         **_choices(_typed(form) if form is not None else kept),
     )
 
@@ -119,7 +127,7 @@ async def _settings(
 @get("/apps/{app_id:str}/settings")
 async def settings_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """Name, currency, time zone, privacy signals, and the tokens."""
-    return await _settings(request, app)
+    return await settings_of(request, app)
 
 
 @post("/apps/{app_id:str}/settings")
@@ -136,7 +144,7 @@ async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[b
         )
     except InvalidValue as error:
         # With the name that the app still has.
-        return await _settings(request, await apps.find_app(member.tenant, str(app.id)), form, error)
+        return await settings_of(request, await apps.find_app(member.tenant, str(app.id)), form, error)
     return go(f"/apps/{app.id}/settings", "app-saved")
 
 
@@ -154,7 +162,7 @@ async def rotate(request: AnyRequest, member: Member, app: OurApp) -> Response[b
     del member
     chosen = OVERLAPS.get(text(await request.form(), "overlap"))
     if chosen is None:
-        return await _settings(request, app, None, InvalidValue("overlap", "Choose when the other tokens end."))
+        return await settings_of(request, app, None, InvalidValue("overlap", "Choose when the other tokens end."))
     await tokens.rotate(app, chosen[1])
     return go(f"/apps/{app.id}/settings#tokens", "rotated")
 

@@ -56,6 +56,11 @@ class PeopleView(msgspec.Struct, frozen=True):
         query = urlencode([*view.pairs(), *more.items()])
         return f"/apps/{self.app.id}/people{'?' if query else ''}{query}"
 
+    def audience(self) -> str:
+        """The form of a Custom Audience of these people."""
+        query = urlencode(self.segment.pairs())
+        return f"/apps/{self.app.id}/audiences/new{'?' if query else ''}{query}"
+
     def chips(self) -> list[tuple[str, str]]:
         """Each condition in words, and the address of the list without it."""
         return [(in_words(each), self.link(self.segment.without(each))) for each in self.segment.conditions]
@@ -163,6 +168,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
         tab="people",
         person=of,
         properties=[(each.field, _text(each.value), each.received_at) for each in of.properties],
+        facebook=next((_text(each.value) for each in of.properties if each.field == "facebook_state"), ""),
         timeline=[_shown(row) for row in timeline.rows],
         older=timeline.next,
         orders=[_shown(row) for row in orders.rows],

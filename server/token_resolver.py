@@ -1,0 +1,215 @@
+"""Access tokens that came with hits are resolved through the Graph API, and their persons learn of it."""
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from server.event_store import EventStore
+from server.graph import Expired, Graph, Later, Refused
+from tenants import access_tokens, facebook, people
+from tenants.access_tokens import TOKEN_MS, Profile, Sender, TakenToken
+from tenants.errors import NotFound
+from tenants.events import Row
+from tenants.facebook import Credentials
+from tenants.identities import Sighting
+from tenants.secrets import SecretKey
+from tenants.tables import App, TokenState
+
+log = structlog.get_logger()
+
+# A token is resolved within a moment of its hit; one look is two small queries.
+_LOOK_SECONDS = 1.0
+# Of one app before it is another's turn, asked about at once: Graph's limits are of the app.
+_TOKENS_AT_ONCE = 8
+# Some tens of milliseconds each.
+_SENDERS_AT_ONCE = 50
+_PURGE_SECONDS = 3600.0
+_FIRST_WAIT_MS = 30_000
+_LONGEST_WAIT_MS = 6 * 3_600_000
+# Graph says so of a secret that is not the app's, or of one that is missing: somebody may enter the right one.
+_WRONG_PARAMETER = 100
+
+
+class TokenResolver:
+    """Resolves the access tokens that wait; any number of processes do it side by side."""
+
+    def __init__(self, store: EventStore, graph: Graph, key: SecretKey) -> None:
+        self._store = store
+        self._graph = graph
+        self._key = key
+        self._last_app = UUID(int=0)
+        self._purged = 0.0
+        self._failing = False
+
+    async def run(self) -> None:
+        """Do it for ever. What fails is logged, once, and tried again."""
+        while True:
+            worked = False
+            try:
+                worked = await self.work(time.time_ns() // 1_000_000)
+            except Exception as error:  # a database that is away, or a bug: neither may end this
+                self._failed(error)
+            else:
+                self._failing = False
+            if not worked:
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._failing:
+            log.warning("access tokens wait to be resolved", error=type(error).__name__)
+        self._failing = True
+
+    async def work(self, now_ms: int) -> bool:
+        """Resolve some tokens and tell some persons; whether there was anything to do."""
+        asked = await self._resolve_some(now_ms)
+        told = await self._tell_some(now_ms)
+        if time.monotonic() - self._purged > _PURGE_SECONDS or not self._purged:
+            await access_tokens.unscoped_purge(now_ms)
+            self._purged = time.monotonic()
+        return asked or told
+
+    async def _resolve_some(self, now_ms: int) -> bool:
+        app_id = await access_tokens.unscoped_next_app(self._last_app, now_ms)
+        if app_id is None:
+            return False
+        self._last_app = app_id
+        try:
+            credentials = await facebook.credentials(app_id, self._key)
+        except NotFound:
+            await access_tokens.forget_app(app_id)
+            return True
+        taken = await access_tokens.take(app_id, self._key, now_ms, _TOKENS_AT_ONCE)
+        answered = await asyncio.gather(
+            *(self._resolve(each, credentials, now_ms) for each in taken), return_exceptions=True
+        )
+        for each in answered:
+            if isinstance(each, BaseException):  # the token is taken again when the lease ends
+                self._failed(each)
+        if True in answered:
+            await access_tokens.all_well(app_id, now_ms)
+        return True
+
+    async def _resolve(self, taken: TakenToken, credentials: Credentials | None, now_ms: int) -> bool:
+        """Ask Graph about the token; whether it told everything."""
+        fbid, profile = taken.fbid, taken.profile
+        if taken.token is None or taken.received_at_ms <= now_ms - TOKEN_MS:
+            await self._settle(taken, TokenState.UNRESOLVED, fbid, profile, now_ms)
+            return False
+        rest = 0.0
+        try:
+            secret = credentials and credentials.secret
+            if fbid is None:
+                user, rest = await self._graph.me(taken.token, secret)
+                fbid, profile = user.fbid, Profile(user.name, user.email)
+            if credentials is not None:
+                found, more = await self._graph.audience_id(credentials.facebook_app_id, taken.token, secret)
+                profile = Profile(profile.name, profile.email, found)
+                rest = max(rest, more)
+        except Expired:
+            await self._settle(taken, TokenState.EXPIRED, fbid, profile, now_ms)
+        except Refused as error:
+            await access_tokens.pause(taken.app_id, now_ms, error.code)
+            if error.code == _WRONG_PARAMETER and fbid is None:
+                await access_tokens.later(taken, self._key, self._next_try(taken, now_ms, 0), fbid, profile)
+            else:
+                await self._settle(taken, TokenState.REFUSED, fbid, profile, now_ms)
+        except Later as error:
+            due_at = self._next_try(taken, now_ms, int((error.seconds or 0) * 1000))
+            if error.of_the_app:
+                await access_tokens.pause(taken.app_id, due_at, error.code)
+            await access_tokens.later(taken, self._key, due_at, fbid, profile)
+        else:
+            await access_tokens.resolved(taken, self._key, fbid, profile, now_ms)
+            if rest:
+                await access_tokens.pause(taken.app_id, now_ms + int(rest * 1000), 0)
+            return True
+        return False
+
+    async def _settle(
+        self, taken: TakenToken, state: TokenState, fbid: str | None, profile: Profile, now_ms: int
+    ) -> None:
+        """There is no more to hear from Graph: what is known by now is all."""
+        if fbid is None:
+            await access_tokens.give_up(taken, state, now_ms)
+        else:
+            await access_tokens.resolved(taken, self._key, fbid, profile, now_ms)
+
+    def _next_try(self, taken: TakenToken, now_ms: int, least_ms: int) -> int:
+        """Twice as late each time, but not before Graph said; never all at once, and in time to be given up."""
+        wait = min(_FIRST_WAIT_MS * 2 ** min(taken.attempts - 1, 20), _LONGEST_WAIT_MS)
+        spread = random.uniform(1.0, 1.5)  # noqa: S311 (no secret)
+        return min(now_ms + int(max(wait, least_ms) * spread), taken.received_at_ms + TOKEN_MS)
+
+    async def _tell_some(self, now_ms: int) -> bool:
+        senders = await access_tokens.unscoped_take_senders(self._key, now_ms, _SENDERS_AT_ONCE)
+        if not senders:
+            return False
+        app_ids = {each.app_id for each in senders}
+        alive = {row["id"] for row in await App.select(App.id).where(App.id.is_in(list(app_ids)))}
+        for app_id in app_ids - alive:
+            await access_tokens.forget_app(app_id)
+        told: list[Sender] = []
+        rows: list[Row] = []
+        for each in senders:
+            if each.app_id not in alive:
+                continue
+            try:
+                seen = Sighting(
+                    each.hit_id,
+                    each.received_at_ms,
+                    each.app_id.bytes,
+                    each.visitor,
+                    uuid=each.uuid,
+                    email=each.email,
+                    fbid=each.resolved_fbid or each.fbid,
+                )
+                person = await people.learn(seen, now_ms)
+            except Exception as error:  # whatever it is, it must not hold up the others; it is told when the lease ends
+                self._failed(error)
+                continue
+            rows += property_rows(each, person or UUID(bytes=each.visitor))
+            told.append(each)
+        await self._tell_of_persons()
+        if told:
+            token = hashlib.blake2b(b"".join(each.key for each in told), digest_size=16).hexdigest()
+            await self._store.insert("person_properties", rows, token)
+            await access_tokens.told(told)
+        return True
+
+    async def _tell_of_persons(self) -> None:
+        """Tell the event store which persons turned out to be others, as the digest does after its batches."""
+        while aliases := await people.unscoped_untold():
+            token = hashlib.blake2b(repr(aliases).encode(), digest_size=16).hexdigest()
+            await self._store.insert("person_aliases", aliases, token)
+            await people.told(aliases)
+
+
+def property_rows(sender: Sender, person: UUID) -> Sequence[Row]:
+    """What became of a token as rows of person_properties; told again they are the same."""
+    profile = sender.profile
+    values = {
+        "facebook_state": sender.state.value,
+        "facebook_name": profile.name,
+        "facebook_email": profile.email,
+        "custom_audience_id": profile.audience_id,
+    }
+    # As the event store orders the values of the hits themselves: by time, and within a millisecond somehow.
+    version = sender.received_at_ms * 1_048_576 + int.from_bytes(sender.hit_id[-3:]) % 1_048_576
+    return [
+        (
+            sender.app_id.int,
+            field,
+            person.int,
+            msgspec.json.encode(value).decode(),
+            sender.received_at_ms,
+            version,
+        )
+        for field, value in values.items()
+        if value is not None
+    ]

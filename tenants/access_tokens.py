@@ -1,0 +1,418 @@
+"""Facebook access tokens that came with hits, from the digest until whose they are is told to their persons.
+
+    keep -> AccessToken (encrypted, one row however often it was sent) and TokenSender (who sent it)
+    take -> asked of Graph -> resolved, given_up or later
+    take_senders -> the person learns of it -> told
+
+Right with any number of processes, killed anywhere: a row is taken by moving on when it is due, so whoever takes it has
+it for `LEASE_MS`, and after that it is anybody's again. What is told twice changes nothing.
+"""
+# Piccolo keeps a table's engine in `_meta`, and its annotations leave type arguments open.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from tenants import bulk
+from tenants.secrets import SecretKey
+from tenants.tables import AccessToken, App, GraphPause, TokenSender, TokenState, transaction
+
+# A token is erased then, resolved or not.
+TOKEN_MS = 7 * 86_400_000
+# Longer than Facebook's own live (60 days): until then, one that is sent again is not asked about again.
+KEPT_MS = 90 * 86_400_000
+# Longer than all that is done with what was taken, calls that time out included.
+LEASE_MS = 120_000
+
+# Rows removed in a transaction, after which others get their turn to write.
+_PURGE_ROWS = 10_000
+
+
+class WaitingToken(NamedTuple):
+    """A hit with an access token, and the identifiers that came with it. `hit_id` and `visitor` have 16 bytes."""
+
+    app_id: UUID
+    token: str
+    hit_id: bytes
+    received_at_ms: int
+    visitor: bytes
+    uuid: str | None = None
+    email: str | None = None
+    fbid: str | None = None
+
+    def __repr__(self) -> str:
+        return f"WaitingToken({self.app_id}, {self.hit_id.hex()})"
+
+
+class Profile(msgspec.Struct, frozen=True, array_like=True):
+    """What Facebook says of a token's user, beside the fbid; None is what it does not tell."""
+
+    name: str | None = None
+    email: str | None = None
+    audience_id: str | None = None
+
+    def __repr__(self) -> str:
+        return "Profile(…)"
+
+
+class TakenToken(NamedTuple):
+    """A token to ask Graph about, until `until` (ms). `token` is None where the key no longer fits.
+
+    `fbid` and `profile` are there when only the Custom Audience id is missing.
+    """
+
+    key: bytes
+    app_id: UUID
+    token: str | None
+    received_at_ms: int
+    attempts: int
+    until: int
+    fbid: str | None
+    profile: Profile
+
+    def __repr__(self) -> str:
+        return f"TakenToken({self.key.hex()})"
+
+
+class Sender(NamedTuple):
+    """A person who is to learn what became of a token they sent; has it until `until` (ms)."""
+
+    key: bytes
+    app_id: UUID
+    hit_id: bytes
+    received_at_ms: int
+    visitor: bytes
+    uuid: str | None
+    email: str | None
+    fbid: str | None
+    until: int
+    state: TokenState
+    resolved_fbid: str | None
+    profile: Profile
+
+    def __repr__(self) -> str:
+        return f"Sender({self.key.hex()})"
+
+
+async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> None:
+    """Have the tokens resolved. All or nothing; the same entries again change nothing.
+
+    One that came more than seven days ago is past its time, and is not kept.
+    """
+    tokens: dict[bytes, WaitingToken] = {}
+    senders: dict[bytes, tuple[bytes, WaitingToken]] = {}
+    for entry in entries:
+        if entry.received_at_ms <= now_ms - TOKEN_MS:
+            continue
+        token = entry.app_id.bytes + key.hash(entry.token.encode(errors="surrogatepass"))
+        tokens.setdefault(token, entry)
+        who = (token, entry.visitor, entry.uuid, entry.email, entry.fbid)
+        hashed = key.hash(msgspec.msgpack.encode(who))
+        senders.setdefault(entry.app_id.bytes + hashed, (token, entry))
+    if not senders:
+        return
+    async with transaction():
+        # Nearly always a page sends the same token again, and all is known.
+        known = {named for (named,) in await bulk.find(TokenSender, ("key",), "key", list(senders))}
+        new = sorted((named, *sender) for named, sender in senders.items() if named not in known)
+        # In the order of their keys: everybody locks rows in that order, so nobody waits in a circle. An update that
+        # changes nothing makes a conflict lock the row, so that it is not resolved before its senders are in.
+        rows = [
+            (
+                named,
+                tokens[named].app_id,
+                TokenState.WAITING.value,
+                key.encrypt(tokens[named].token, named),
+                tokens[named].received_at_ms,
+                now_ms,
+                0,
+            )
+            for named in sorted({token for _, token, _ in new})
+        ]
+        await bulk.run(
+            AccessToken,
+            "INSERT INTO access_token (key, app_id, state, sealed, received_at, due_at, attempts) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET received_at = access_token.received_at",
+            rows,
+        )
+        states = dict(await bulk.find(AccessToken, ("key", "state"), "key", [row[0] for row in rows]))
+        await bulk.run(
+            TokenSender,
+            "INSERT INTO token_sender (key, app_id, token, hit_id, received_at, visitor, uuid, email, fbid, told, "
+            "due_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [
+                (
+                    named,
+                    entry.app_id,
+                    token,
+                    entry.hit_id,
+                    entry.received_at_ms,
+                    entry.visitor,
+                    entry.uuid,
+                    entry.email,
+                    entry.fbid,
+                    False,
+                    None if states[token] == TokenState.WAITING else now_ms,
+                )
+                for named, token, entry in new
+            ],
+        )
+
+
+def _skip_held() -> str:
+    """On PostgreSQL a row that another process takes at this moment is left to it."""
+    return "FOR UPDATE SKIP LOCKED" if AccessToken._meta.db.engine_type == "postgres" else ""
+
+
+async def unscoped_next_app(after: UUID, now_ms: int) -> UUID | None:
+    """An app with tokens that are due: the first one after this id, else the first; None when nothing is due.
+
+    Apps take turns, so that one's million tokens do not keep another's ten waiting.
+    """
+    for first in (after, UUID(int=0)):
+        found = await AccessToken.raw(
+            "SELECT app_id FROM access_token WHERE app_id > {} AND due_at <= {} AND NOT EXISTS (SELECT 1 FROM "
+            "graph_pause WHERE graph_pause.app_id = access_token.app_id AND until > {}) ORDER BY app_id LIMIT 1",
+            first,
+            now_ms,
+            now_ms,
+        )
+        if found:
+            return _uuid(found[0]["app_id"])
+    return None
+
+
+def _uuid(value: UUID | str) -> UUID:
+    return value if isinstance(value, UUID) else UUID(value)
+
+
+async def take(app_id: UUID, key: SecretKey, now_ms: int, limit: int) -> list[TakenToken]:
+    """Tokens of the app that are due, for whoever takes them alone, for as long as the lease is."""
+    until = now_ms + LEASE_MS
+    async with transaction():
+        rows = await AccessToken.raw(
+            "UPDATE access_token SET due_at = {}, attempts = attempts + 1 WHERE key IN (SELECT key FROM access_token "
+            f"WHERE app_id = {{}} AND due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
+            until,
+            app_id,
+            now_ms,
+        )
+    return [
+        TakenToken(
+            row["key"],
+            app_id,
+            _read(key, row["sealed"], row["key"]),
+            row["received_at"],
+            row["attempts"],
+            until,
+            row["fbid"],
+            _profile(key, row),
+        )
+        for row in rows
+    ]
+
+
+def _read(key: SecretKey, sealed: bytes | None, place: bytes) -> str | None:
+    return None if sealed is None else key.try_decrypt(sealed, place)
+
+
+def _profile(key: SecretKey, row: dict[str, Any]) -> Profile:
+    text = _read(key, row["sealed_profile"], b"profile" + row["key"])
+    return Profile() if text is None else msgspec.json.decode(text, type=Profile)
+
+
+async def resolved(taken: TakenToken, key: SecretKey, fbid: str, profile: Profile, now_ms: int) -> bool:
+    """The token's user is known; the token is erased, and all who sent it are due. False: no longer ours to say."""
+    sealed = key.encrypt(msgspec.json.encode(profile).decode(), b"profile" + taken.key)
+    return await _settle(taken, TokenState.RESOLVED, now_ms, fbid, sealed)
+
+
+async def give_up(taken: TakenToken, state: TokenState, now_ms: int) -> bool:
+    """Graph will never tell whose it is; the token is erased, and all who sent it are due."""
+    return await _settle(taken, state, now_ms, None, None)
+
+
+async def _settle(
+    taken: TakenToken, state: TokenState, now_ms: int, fbid: str | None, sealed_profile: bytes | None
+) -> bool:
+    async with transaction():
+        settled = await (
+            AccessToken.update(
+                {
+                    AccessToken.state: state,
+                    AccessToken.sealed: None,
+                    AccessToken.due_at: None,
+                    AccessToken.fbid: fbid,
+                    AccessToken.sealed_profile: sealed_profile,
+                }
+            )
+            .where(AccessToken.key == taken.key, AccessToken.due_at == taken.until)
+            .returning(AccessToken.key)
+        )
+        if settled:
+            await TokenSender.update({TokenSender.due_at: now_ms}).where(
+                TokenSender.token == taken.key, TokenSender.told.eq(False)
+            )
+    return bool(settled)
+
+
+async def later(taken: TakenToken, key: SecretKey, due_at: int, fbid: str | None, profile: Profile) -> None:
+    """Ask again at `due_at` (ms); what is known by now stays known."""
+    sealed = key.encrypt(msgspec.json.encode(profile).decode(), b"profile" + taken.key) if fbid else None
+    await AccessToken.update(
+        {AccessToken.due_at: due_at, AccessToken.fbid: fbid, AccessToken.sealed_profile: sealed}
+    ).where(AccessToken.key == taken.key, AccessToken.due_at == taken.until)
+
+
+async def pause(app_id: UUID, until_ms: int, code: int) -> None:
+    """Ask Graph nothing of this app until then, or longer if it is to rest longer; `code` is its error, 0 for none."""
+    await GraphPause.raw(
+        "INSERT INTO graph_pause (app_id, until, code) VALUES ({}, {}, {}) ON CONFLICT (app_id) DO UPDATE SET "
+        "code = excluded.code, until = CASE WHEN excluded.until > graph_pause.until THEN excluded.until "
+        "ELSE graph_pause.until END",
+        app_id,
+        until_ms,
+        code,
+    )
+
+
+async def all_well(app_id: UUID, now_ms: int) -> None:
+    """Graph answers again: forget the error it gave, unless it is still to rest."""
+    await GraphPause.delete().where(GraphPause.app_id == app_id, GraphPause.until <= now_ms)
+
+
+async def unscoped_take_senders(key: SecretKey, now_ms: int, limit: int) -> list[Sender]:
+    """Persons who are to learn of a token, for whoever takes them alone, for as long as the lease is."""
+    # Most times there is nobody: no need to have others wait for a transaction that writes.
+    if not await TokenSender.exists().where(TokenSender.due_at <= now_ms):
+        return []
+    until = now_ms + LEASE_MS
+    async with transaction():
+        rows = await TokenSender.raw(
+            "UPDATE token_sender SET due_at = {} WHERE key IN (SELECT key FROM token_sender "
+            f"WHERE due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
+            until,
+            now_ms,
+        )
+        names = sorted({row["token"] for row in rows})
+        found = await AccessToken.select().where(AccessToken.key.is_in(names)) if names else []
+    tokens = {row["key"]: row for row in found}
+    senders = [
+        Sender(
+            row["key"],
+            _uuid(row["app_id"]),
+            row["hit_id"],
+            row["received_at"],
+            row["visitor"],
+            row["uuid"],
+            row["email"],
+            row["fbid"],
+            until,
+            TokenState(token["state"]),
+            token["fbid"],
+            _profile(key, token),
+        )
+        for row in rows
+        if (token := tokens.get(row["token"])) is not None
+    ]
+    return sorted(senders, key=lambda each: (each.received_at_ms, each.hit_id))
+
+
+async def told(senders: Collection[Sender]) -> None:
+    """They learnt of it: forget who they were."""
+    await TokenSender.update(
+        {
+            TokenSender.told: True,
+            TokenSender.due_at: None,
+            TokenSender.visitor: None,
+            TokenSender.uuid: None,
+            TokenSender.email: None,
+            TokenSender.fbid: None,
+        }
+    ).where(TokenSender.key.is_in([each.key for each in senders]))
+
+
+async def unscoped_any() -> bool:
+    """Whether there are tokens, waiting or done with."""
+    return await AccessToken.exists()
+
+
+async def waiting(app: App) -> int:
+    """How many of the app's tokens are not resolved yet."""
+    return await AccessToken.count().where(AccessToken.app_id == app.id, AccessToken.due_at.is_not_null())
+
+
+async def retry_now(app: App, now_ms: int) -> None:
+    """Ask Graph about the app's tokens at once, whatever it said before."""
+    async with transaction():
+        await GraphPause.delete().where(GraphPause.app_id == app.id)
+        # Not those that somebody asks about at this moment: they are due within the lease.
+        await AccessToken.update({AccessToken.due_at: now_ms}).where(
+            AccessToken.app_id == app.id, AccessToken.due_at > now_ms + LEASE_MS
+        )
+
+
+async def forget(
+    app: App,
+    *,
+    visitors: Collection[bytes] = (),
+    hit_ids: Collection[bytes] = (),
+    uuids: Collection[str] = (),
+    emails: Collection[str] = (),
+    fbids: Collection[str] = (),
+) -> int:
+    """Remove the tokens that anybody with one of these sent, or whose user this is; returns how many there were.
+
+    A token that several people sent goes for all of them.
+    """
+    mentions = TokenSender.key.is_in([b""])
+    for column, values in (
+        (TokenSender.visitor, visitors),
+        (TokenSender.hit_id, hit_ids),
+        (TokenSender.uuid, uuids),
+        (TokenSender.email, emails),
+        (TokenSender.fbid, fbids),
+    ):
+        if values:
+            mentions = mentions | column.is_in(list(values))
+    async with transaction():
+        rows = await TokenSender.select(TokenSender.token).where(TokenSender.app_id == app.id, mentions)
+        keys = {row["token"] for row in rows}
+        if fbids:
+            theirs = AccessToken.fbid.is_in(list(fbids))
+            rows = await AccessToken.select(AccessToken.key).where(AccessToken.app_id == app.id, theirs)
+            keys |= {row["key"] for row in rows}
+        if keys:
+            # In the order in which others lock them.
+            await AccessToken.delete().where(AccessToken.key.is_in(sorted(keys)))
+            await TokenSender.delete().where(TokenSender.token.is_in(sorted(keys)))
+    return len(keys)
+
+
+async def forget_app(app_id: UUID) -> None:
+    """Remove all of a deleted app's."""
+    for table in ("token_sender", "access_token"):
+        await _purge(table, "app_id", "=", app_id)
+    await GraphPause.delete().where(GraphPause.app_id == app_id)
+
+
+async def unscoped_purge(now_ms: int) -> None:
+    """Remove what is done with and too old to be sent again."""
+    await _purge("token_sender", "told AND received_at", "<", now_ms - KEPT_MS)
+    await _purge("access_token", "due_at IS NULL AND received_at", "<", now_ms - KEPT_MS)
+
+
+async def _purge(table: str, column: str, compared: str, value: object) -> None:
+    while True:
+        async with transaction():
+            gone = await AccessToken.raw(
+                f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE {column} {compared} {{}} "
+                f"LIMIT {_PURGE_ROWS} {_skip_held()}) RETURNING 1",
+                value,
+            )
+        if len(gone) < _PURGE_ROWS:
+            return

@@ -1,0 +1,286 @@
+"""An app's Custom Audiences: who is in them, pushing them to Meta, and the file for Meta's upload form."""
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from litestar import Response, get, post
+from litestar.datastructures import FormMultiDict
+from litestar.params import FromPath
+from litestar.response import Stream
+
+from tenants import audiences
+from tenants.audience_members import members, people_of, upload_form
+from tenants.currencies import MINOR_UNITS
+from tenants.errors import Busy, InvalidValue
+from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is, Segment, did, earned, is_, segment_of
+from tenants.tables import App, Audience
+from tenants.typed_money import read_money
+from web.forms import text
+from web.guards import AnyRequest, Member, OurApp, Viewer
+from web.pages.people import in_words
+from web.rendering import NOTICES, go, plain_money, render
+
+NOTICES.update(
+    {
+        "audience-made": "The audience is there. Push it, or download it.",
+        "audience-saved": "Saved. It counts from the next push on.",
+        "audience-removed": "The audience is removed here. Who is in it at Meta stays there.",
+        "audience-pushed": "It is being pushed.",
+        "audience-running": "It is being pushed already.",
+    }
+)
+
+KINDS = (("", "—"), ("did", "did the event"), ("revenue", "brought more than"), ("person", "has the property"))
+# Empty rows of a form, for conditions to come.
+_MORE_ROWS = 2
+
+
+class ConditionRow(msgspec.Struct):
+    """A line of the form: `what` is an event token, a currency or a property, `value` how often, how much, which."""
+
+    kind: str = ""
+    what: str = ""
+    value: str = ""
+
+
+def _rows(segment: Segment) -> list[ConditionRow]:
+    rows: list[ConditionRow] = []
+    for condition in segment.conditions:
+        match condition:
+            case Did(token, times):
+                rows.append(ConditionRow("did", token, str(times)))
+            case Earned(currency, above):
+                rows.append(ConditionRow("revenue", currency, plain_money(above, currency).replace(",", "")))
+            case Is(field, value):
+                rows.append(ConditionRow("person", field.removeprefix("person."), value))
+    return rows
+
+
+def _typed_rows(form: FormMultiDict) -> list[ConditionRow]:
+    columns = [[str(value) for value in form.getall(name, [])] for name in ("kind", "what", "value")]
+    rows = [ConditionRow(*(value.strip() for value in row)) for row in zip(*columns, strict=False)]
+    return [row for row in rows if row.what or row.value][:MAX_CONDITIONS]
+
+
+def _segment(rows: Sequence[ConditionRow]) -> Segment:
+    """Raises InvalidValue for the first row that cannot be used, as `segment`."""
+    segment = Segment()
+    for number, row in enumerate(rows, 1):
+        try:
+            segment = segment.with_(_condition(row))
+        except InvalidValue as error:
+            raise InvalidValue("segment", f"Condition {number}: {error}") from None
+    return segment
+
+
+def _condition(row: ConditionRow) -> Condition:
+    if row.kind == "did":
+        return did(row.what, row.value or "1")
+    if row.kind == "revenue":
+        currency = row.what.upper()
+        if currency not in MINOR_UNITS:
+            raise InvalidValue("currency", "A currency is an ISO 4217 code such as EUR.")
+        return earned(currency, str(read_money(row.value or "0", currency)))
+    if row.kind == "person":
+        return is_(f"person.{row.what}{'.' * row.what.endswith('!')}", row.value)
+    raise InvalidValue("kind", "Choose what it is about.")
+
+
+@get("/apps/{app_id:str}/audiences")
+async def list_page(request: AnyRequest, viewer: Viewer, app: OurApp) -> Response[bytes]:
+    """All of the app's audiences, with how the last push went."""
+    del viewer
+    listed = await audiences.list_audiences(app)
+    last = await audiences.last_runs(listed)
+    return await render(
+        request,
+        "audiences/list.html",
+        app=app,
+        tab="audiences",
+        audiences=[(each, _words(each), last.get(each.id)) for each in listed],
+    )
+
+
+def _words(audience: Audience) -> list[str]:
+    return [in_words(condition) for condition in audiences.segment_kept(audience).conditions]
+
+
+async def _form(
+    request: AnyRequest,
+    app: App,
+    audience: Audience | None,
+    form: dict[str, Any],
+    rows: Sequence[ConditionRow],
+    error: InvalidValue | None = None,
+) -> Response[bytes]:
+    empty = [ConditionRow() for _ in range(min(_MORE_ROWS, MAX_CONDITIONS - len(rows)))]
+    return await render(
+        request,
+        "audiences/form.html",
+        422 if error else 200,
+        app=app,
+        tab="audiences",
+        audience=audience,
+        form=form,
+        rows=[*rows, *empty],
+        kinds=KINDS,
+        errors={error.field: str(error)} if error else {},
+    )
+
+
+def _typed(form: FormMultiDict) -> dict[str, Any]:
+    """What comes back when something is wrong: not the token."""
+    return {
+        "name": text(form, "name"),
+        "audience_id": text(form, "audience_id"),
+        "daily": text(form, "daily") == "1",
+    }
+
+
+@get("/apps/{app_id:str}/audiences/new")
+async def new_page(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
+    """The form of a new audience, of the segment that the address asks for."""
+    del member
+    form = {"name": "", "audience_id": "", "daily": False}
+    return await _form(request, app, None, form, _rows(segment_of(list(request.query_params.multi_items()))))
+
+
+@post("/apps/{app_id:str}/audiences/new")
+async def create(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
+    """Make it; nothing is pushed yet unless it is daily."""
+    del member
+    form = await request.form()
+    typed, rows = _typed(form), _typed_rows(form)
+    key = request.app.state.facebook_key
+    now = datetime.now(UTC)
+    try:
+        audience = await audiences.create(
+            app, key, token=text(form, "audience_token"), segment=_segment(rows), now=now, **typed
+        )
+    except InvalidValue as error:
+        return await _form(request, app, None, typed, rows, error)
+    return go(f"/apps/{app.id}/audiences/{audience.id}", "audience-made")
+
+
+@get("/apps/{app_id:str}/audiences/{audience_id:int}")
+async def page(request: AnyRequest, viewer: Viewer, app: OurApp, audience_id: FromPath[int]) -> Response[bytes]:
+    """One audience and its runs."""
+    del viewer
+    return await _page(request, app, audience_id, "audiences/page.html")
+
+
+@get("/apps/{app_id:str}/audiences/{audience_id:int}/runs")
+async def runs_panel(request: AnyRequest, viewer: Viewer, app: OurApp, audience_id: FromPath[int]) -> Response[bytes]:
+    """Its runs alone, fetched again while one goes on."""
+    del viewer
+    return await _page(request, app, audience_id, "audiences/_runs.html")
+
+
+async def _page(request: AnyRequest, app: App, audience_id: int, template: str) -> Response[bytes]:
+    audience = await audiences.find(app, audience_id)
+    runs = await audiences.runs(audience)
+    due_at = runs[0].due_at if runs else None
+    return await render(
+        request,
+        template,
+        app=app,
+        tab="audiences",
+        audience=audience,
+        conditions=_words(audience),
+        runs=runs,
+        goes_on=due_at and datetime.fromtimestamp(due_at / 1000, UTC),
+    )
+
+
+@get("/apps/{app_id:str}/audiences/{audience_id:int}/change")
+async def change_page(request: AnyRequest, member: Member, app: OurApp, audience_id: FromPath[int]) -> Response[bytes]:
+    """The form with what it is now."""
+    del member
+    audience = await audiences.find(app, audience_id)
+    form = {"name": audience.name, "audience_id": audience.audience_id, "daily": bool(audience.daily_at)}
+    return await _form(request, app, audience, form, _rows(audiences.segment_kept(audience)))
+
+
+@post("/apps/{app_id:str}/audiences/{audience_id:int}/change")
+async def change(request: AnyRequest, member: Member, app: OurApp, audience_id: FromPath[int]) -> Response[bytes]:
+    """Keep what the form says; an empty token leaves the one there is."""
+    del member
+    audience = await audiences.find(app, audience_id)
+    form = await request.form()
+    typed, rows = _typed(form), _typed_rows(form)
+    key = request.app.state.facebook_key
+    token = text(form, "audience_token")
+    now = datetime.now(UTC)
+    try:
+        await audiences.change(app, key, audience, token=token, segment=_segment(rows), now=now, **typed)
+    except InvalidValue as error:
+        return await _form(request, app, audience, typed, rows, error)
+    return go(f"/apps/{app.id}/audiences/{audience.id}", "audience-saved")
+
+
+@post("/apps/{app_id:str}/audiences/{audience_id:int}/push")
+async def push(member: Member, app: OurApp, audience_id: FromPath[int]) -> Response[bytes]:
+    """Have it pushed in the background; pressed twice, it is pushed once."""
+    del member
+    audience = await audiences.find(app, audience_id)
+    begun = await audiences.request_run(audience, datetime.now(UTC))
+    return go(f"/apps/{app.id}/audiences/{audience.id}", "audience-pushed" if begun else "audience-running")
+
+
+@post("/apps/{app_id:str}/audiences/{audience_id:int}/remove")
+async def remove(member: Member, app: OurApp, audience_id: FromPath[int]) -> Response[bytes]:
+    """Forget it, its token and its runs."""
+    del member
+    await audiences.remove(app, await audiences.find(app, audience_id))
+    return go(f"/apps/{app.id}/audiences", "audience-removed")
+
+
+@get("/apps/{app_id:str}/audiences/{audience_id:int}/download")
+async def download(
+    request: AnyRequest, member: Member, app: OurApp, audience_id: FromPath[int]
+) -> Response[bytes] | Stream:
+    """Its people as the CSV that Meta's upload form takes."""
+    del member
+    audience = await audiences.find(app, audience_id)
+    store = request.app.state.event_store
+    try:
+        people = await people_of(app, store, audiences.segment_kept(audience))
+    except Busy:
+        detail = "Other exports are running. Wait until one is done, then try again."
+        return await render(request, "error.html", 429, title="No download", detail=detail)
+    return Stream(
+        _sent(upload_form(members(app, store, people))),
+        media_type="text/csv",
+        headers={
+            "Content-Disposition": f'attachment; filename="{_file_name(audience)}"',
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+async def _sent(form: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    # Litestar wants an iterator of its own making.
+    async for chunk in form:
+        yield chunk
+
+
+def _file_name(audience: Audience) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", audience.name.encode("ascii", "ignore").decode().lower()).strip("-")[:60]
+    return f"{name or 'audience'}-{datetime.now(UTC):%Y-%m-%d}.csv"
+
+
+handlers = [
+    list_page,
+    new_page,
+    create,
+    page,
+    runs_panel,
+    change_page,
+    change,
+    push,
+    remove,
+    download,
+]
