@@ -5,7 +5,7 @@ nothing is forgotten while the event store is away or the process is stopped. Ev
 again and again; two that do so at once do no harm.
 
 Rows go by mutations (ALTER … DELETE), which rewrite the parts they are in: a lightweight DELETE only hides them, and
-what they hold stays on disk until some merge. The engine removes the old parts some ten minutes later. What inserts are
+what they hold stays on disk until some merge. The engine removes the old parts some minutes later. What inserts are
 known by stays, so a batch that is done again is still told from a new one.
 """
 # Piccolo's annotations leave type arguments open.
