@@ -256,7 +256,7 @@ async def run(settings: Settings, role: Role) -> None:
     if digest is not None:
         jobs.append(digest.run())
     if store is not None:
-        jobs.append(keep_up(store))
+        jobs.append(keep_up(store, settings.journal_dir))
     jobs.append(_parent_lives(role.parent, stopping) if role.parent else announce(settings, role.pages))
     async with _background(*jobs):
         serving = asyncio.create_task(server.serve())

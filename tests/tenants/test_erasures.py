@@ -14,8 +14,8 @@ import pytest
 
 from server.event_store import EventStore
 from server.journal import hit_id
-from tenants.apps import create_app, delete_app
-from tenants.erasures import unscoped_erase_apps, unscoped_forget_queries
+from tenants.apps import change_app, create_app, delete_app
+from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
 from tenants.tables import App, Erasure, Tenant
@@ -209,3 +209,39 @@ async def test_raw_queries_go_after_two_days(event_store: EventStore) -> None:
     ]
     await unscoped_forget_queries(event_store, now())
     assert (await queries())[0]["q"] == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_an_app_keeps_its_events_as_long_as_it_says(alice: Tenant, event_store: EventStore) -> None:
+    day = 86_400_000
+    made = [(await create_app(alice, name))[0] for name in ("ever", "30", "7", "7 too")]
+    for app, days in zip(made, ("ever", 30, 7, 7), strict=True):
+        await change_app(app, retention_days=days)
+        for age in (0, 6, 9, 29, 32, 400):
+            await hit(event_store, app, "a", NOW - age * day)
+
+    async def counts(table: str) -> list[int]:
+        rows = [
+            await event_store.query(
+                f"SELECT count() AS n FROM {table} WHERE app_id = {{app:UUID}}", {"app": str(app.id)}
+            )
+            for app in made
+        ]
+        return [found[0]["n"] for found in rows]
+
+    await unscoped_expire(event_store, now())
+    end = time.monotonic() + 60
+    while await counts("events") != [6, 4, 2, 2] or (await counts("rejections"))[1:] != [4, 2, 2]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    # What was counted stays. (Its rows of 400 days are there, too.)
+    assert await counts("traffic") == [6, 6, 6, 6]
+    changes = "SELECT count() AS n FROM system.mutations WHERE table = 'events'"
+    before = await event_store.query(changes, {})
+    # Nothing goes twice a day, however often it is asked for.
+    await unscoped_expire(event_store, now().replace(hour=23, minute=59))
+    assert await event_store.query(changes, {}) == before
+    await unscoped_expire(event_store, now(3 * 24 * 60))
+    while await counts("events") != [6, 3, 1, 1]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
