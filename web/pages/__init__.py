@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import account, accounts, apps, dashboards, exports, landing, live, snippet
+from web.pages import account, accounts, apps, dashboards, exports, landing, live, personal_data, snippet
 
 PAGES: Sequence[ControllerRouterHandler] = [
     *landing.handlers,
@@ -14,5 +14,6 @@ PAGES: Sequence[ControllerRouterHandler] = [
     *live.handlers,
     *snippet.handlers,
     *exports.handlers,
+    *personal_data.handlers,
     *account.handlers,
 ]
