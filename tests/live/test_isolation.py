@@ -82,8 +82,9 @@ def test_bob_cannot_tell_alices_app_from_one_that_does_not_exist(
 ) -> None:
     port = shared.process.port
     key = f"Bearer {bob.key}"
-    # What a breakdown needs, and the others leave alone.
-    query += ("&" if query else "?") + "field=event_token"
+    # What a breakdown and a funnel need, and the others leave alone.
+    needed = "field=event_token&step1=a&step2=b"
+    query += ("&" if query else "?") + needed
     person = person_of(alices) if "person_id" in path else ""
     theirs = ask(port, method, path.format(app_token=alices.token, person_id=person) + query, key)
     nobodys = ask(port, method, path.format(app_token="0" * 24, person_id=person) + query, key)
@@ -91,7 +92,7 @@ def test_bob_cannot_tell_alices_app_from_one_that_does_not_exist(
     assert [name for name, _ in theirs.headers] == [name for name, _ in nobodys.headers]
     assert theirs.status == 404
     assert b"secret" not in theirs.body
-    target = path.format(app_token=alices.token, person_id=person) + "?field=event_token"
+    target = path.format(app_token=alices.token, person_id=person) + f"?{needed}"
     owner = ask(port, method, target, f"Bearer {alices.tenant.key}")
     assert owner.status == (202 if method == "DELETE" else 200), "its owner can"
 
