@@ -258,7 +258,7 @@ async def run(settings: Settings, role: Role) -> None:
     if digest is not None:
         jobs.append(digest.run())
     if store is not None:
-        jobs.append(keep_up(store))
+        jobs.append(keep_up(store, settings.journal_dir))
         jobs.append(work_with_facebook(settings, store))
     jobs.append(_parent_lives(role.parent, stopping) if role.parent else announce(settings, role.pages))
     async with _background(*jobs):

@@ -14,9 +14,10 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
+from uuid import UUID
 
 import uvloop
 
@@ -28,7 +29,10 @@ from server.event_store import EventStore
 from server.settings import Settings, WrongSetting
 from server.workers import supervise
 from tenants import accounts, apps, keys, sessions, tokens
+from tenants.deletions import delete_person, list_deletions
 from tenants.errors import InvalidValue, NotFound, Unavailable
+from tenants.identifiers import known, owner_of
+from tenants.person_exports import export_person
 from tenants.tables import App, Tenant, User
 
 Arguments = argparse.Namespace
@@ -370,11 +374,120 @@ async def _app_revoke(settings: Settings, arguments: Arguments) -> int:
 
 
 @_with_database
+async def _app_retention(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    _, app = await _app(arguments)
+    days = arguments.days
+    await apps.change_app(app, retention_days=days)
+    text = "for ever" if days == "ever" else f"for {days:,} days; what is older goes within a day"
+    data = {"app": app.name, "retention_days": app.retention_days}
+    return _say(arguments, data, f"{app.name} keeps its events {text}.")
+
+
+@_with_database
 async def _key_create(settings: Settings, arguments: Arguments) -> int:
     del settings
     key, text = await keys.create_key(await _tenant(arguments), arguments.name)
     data = {"key": text, "name": key.name, "prefix": key.prefix}
     return _say(arguments, data, f"{text}\nKept as a hash only: this is the one time it is shown.")
+
+
+# person
+
+
+async def _person(arguments: Arguments) -> tuple[Tenant, App, UUID]:
+    """Whom the identifiers given are of."""
+    arguments.token = arguments.app
+    tenant, app = await _app(arguments)
+    given = {name: getattr(arguments, name) for name in ("email", "uuid", "fbid")}
+    if arguments.id:
+        found = (await known(app, [arguments.id])).get(arguments.id)
+        person = found and found.id
+    elif any(given.values()):
+        person = await owner_of(app, **given)
+    else:
+        raise _Stop("say who: --email, --uuid, --fbid or --id")
+    if person is None:
+        raise _Stop("nobody of this app is known by that")
+    return tenant, app, person
+
+
+@_with_database
+async def _person_export(settings: Settings, arguments: Arguments) -> int:
+    tenant, app, person = await _person(arguments)
+    server = running_server(settings) if settings.embedded_events else None
+    if server is not None:
+        await _export_from_server(server, tenant, f"/api/v1/apps/{arguments.app}/people/{person}/export")
+        return 0
+    with own_data_dir(settings) if settings.embedded_events else _nothing():
+        store = EventStore(settings.events_url, settings.data_dir / "tmp")
+        try:
+            async for chunk in await export_person(app, store, person, datetime.now(UTC)):
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        finally:
+            store.close()
+    return 0
+
+
+async def _export_from_server(server: dict[str, Any], tenant: Tenant, path: str) -> None:
+    """Print what the running server answers, to which the event store belongs. The key for it lives as long."""
+    key, plaintext = await keys.create_key(tenant, "onepx person export")
+    url = f"http://{server.get('host')}:{server.get('port')}{path}"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {plaintext}"})
+    try:
+        await asyncio.to_thread(_print_answer, request)
+    finally:
+        await key.remove()
+
+
+def _print_answer(request: urllib.request.Request) -> None:
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with without_proxy.open(request, timeout=60) as answer:
+            shutil.copyfileobj(answer, sys.stdout.buffer)
+    except urllib.error.HTTPError as error:
+        raise _Stop(f"the running server answers {error.code}; try again, or look at its log") from None
+    except OSError as error:
+        raise _Stop(f"the running server does not answer: {error}") from None
+    sys.stdout.buffer.flush()
+
+
+@_with_database
+async def _person_delete(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    _, app, person = await _person(arguments)
+    deletion = await delete_person(app, person, "command line", datetime.now(UTC))
+    text = f"{deletion.id}\nDeleted; a running onepx serve removes the events within minutes. This is the receipt's id."
+    return _say(arguments, {"receipt": str(deletion.id), "requested_at": deletion.requested_at.isoformat()}, text)
+
+
+@_with_database
+async def _person_receipts(settings: Settings, arguments: Arguments) -> int:
+    del settings
+    arguments.token = arguments.app
+    _, app = await _app(arguments)
+    found = await list_deletions(app)
+    rows = [
+        {
+            "receipt": str(each.id),
+            "requested_at": each.requested_at.isoformat(),
+            "asked_by": each.asked_by,
+            "events": each.events,
+            "properties": each.properties,
+            "identifiers": each.identifiers,
+            "visitors": each.visitors,
+            "rejections": each.rejections,
+            "done_at": each.done_at and each.done_at.isoformat(),
+        }
+        for each in found
+    ]
+    lines = [
+        f"{row['receipt']}  {each.requested_at:%Y-%m-%d %H:%M} by {row['asked_by']}: {row['events']:,} events, "
+        + (f"done {each.done_at:%Y-%m-%d %H:%M}" if each.done_at else "being removed")
+        for each, row in zip(found, rows, strict=True)
+    ]
+    return _say(arguments, {"deletions": rows}, "\n".join(lines) or "Nobody was deleted.")
 
 
 # digest, demo
@@ -482,6 +595,24 @@ def _parser() -> argparse.ArgumentParser:
     made = of_tenant(verb(app, "revoke", "end a token at once", _app_revoke))
     made.add_argument("--token", required=True, help="the token")
 
+    made = of_tenant(verb(app, "retention", "say how long an app keeps its events", _app_retention))
+    made.add_argument("--token", required=True, help="any token of the app")
+    made.add_argument("--days", type=_days, required=True, help="a number of days, or: ever")
+
+    person = group("person", "people whom an app's events are of")
+    for name, about, run_it in (
+        ("export", "print all that is known of a person, as JSON", _person_export),
+        ("delete", "delete a person everywhere and print the receipt's id", _person_delete),
+    ):
+        made = of_tenant(verb(person, name, about, run_it, data=name != "export"))
+        made.add_argument("--app", required=True, metavar="TOKEN", help="any token of the app")
+        made.add_argument("--email", help="an e-mail address of theirs")
+        made.add_argument("--uuid", help="your own id of them")
+        made.add_argument("--fbid", help="their Facebook id")
+        made.add_argument("--id", type=_uuid, help="the person's id, as the API and the pages have it")
+    made = of_tenant(verb(person, "receipts", "list the receipts of deleted people", _person_receipts))
+    made.add_argument("--app", required=True, metavar="TOKEN", help="any token of the app")
+
     key = group("key", "API keys")
     made = of_tenant(verb(key, "create", "make an API key and print it, once", _key_create))
     made.add_argument("--name", required=True, help="what the key is for")
@@ -501,6 +632,20 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return number
+
+
+def _days(text: str) -> int | Literal["ever"]:
+    try:
+        return "ever" if text == "ever" else apps.retention_of(text or "0")
+    except InvalidValue as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an id") from None
 
 
 def _hours(text: str) -> float:

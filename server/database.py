@@ -177,6 +177,8 @@ class _Connection(sqlite3.Connection):
         self.execute("PRAGMA foreign_keys = ON")
         # What was committed survives a power cut: a claimed event_id must not be claimed by a second hit.
         self.execute("PRAGMA synchronous = FULL")
+        # What is deleted is written over: of a deleted person nothing may be found in the file.
+        self.execute("PRAGMA secure_delete = ON")
 
 
 class _SQLiteTransaction(SQLiteTransaction):

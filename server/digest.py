@@ -15,6 +15,8 @@ import contextlib
 import fcntl
 import hashlib
 import heapq
+import math
+import operator
 import os
 import secrets
 import sqlite3
@@ -22,7 +24,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -46,10 +48,12 @@ from server.journal import (
 from server.routes import Routes
 from tenants import access_tokens, event_ids, people
 from tenants.access_tokens import WaitingToken
+from tenants.deletions import unscoped_last_deletions
 from tenants.errors import Unavailable
 from tenants.event_ids import Claim
-from tenants.events import OUTCOMES, Row, event_row, rejection_row
-from tenants.hits import Category, Event, Rejection, decode
+from tenants.events import COLUMNS, OUTCOMES, Row, event_row, rejection_row
+from tenants.forgotten import ForgottenKeys, unscoped_forgotten
+from tenants.hits import Category, Event, Rejection, decode, identifiers_in
 from tenants.identities import Sighting
 from tenants.people import Memory
 from tenants.secrets import SecretKey
@@ -66,6 +70,7 @@ _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 # Ids in one query: with as many apps, 160 kB of text, and servers take 256.
 _ASKED_AT_ONCE = 2_000
 _PURGE_SECONDS = 3600.0
+_ASIDE_SECONDS = 10.0
 _EVENT_ID_DAYS = 30
 # A batch's take a fifth of a second; a control database that hangs is one that is away.
 _CLAIM_SECONDS = 30.0
@@ -128,6 +133,7 @@ class State:
             """
             PRAGMA journal_mode = WAL;
             PRAGMA synchronous = FULL;
+            PRAGMA secure_delete = ON;
             CREATE TABLE IF NOT EXISTS position (segment TEXT PRIMARY KEY, digested INTEGER NOT NULL);
             CREATE TABLE IF NOT EXISTS batch (one INTEGER PRIMARY KEY CHECK (one = 1), work TEXT NOT NULL);
             CREATE TABLE IF NOT EXISTS set_aside (
@@ -197,15 +203,19 @@ class State:
         """Have the digest try all set-aside hits again, in whatever process it runs; returns how many."""
         return self._db.execute("UPDATE set_aside SET retry = 1").rowcount
 
-    def forget_hits(self, apps: Container[bytes]) -> int:
-        """Remove the set-aside hits of all but these apps, from the disk too; returns how many there were."""
+    def forget_hits(self, gone: Callable[[Hit], bool]) -> int:
+        """Remove set-aside hits, from the disk too; returns how many there were. Between batches only."""
         rows = self._db.execute("SELECT number, hit FROM set_aside")
-        gone = [(number,) for number, hit in rows if msgspec.msgpack.decode(hit, type=Hit).app_id not in apps]
-        if gone:
-            self._db.execute("PRAGMA secure_delete = ON")
-            self._db.executemany("DELETE FROM set_aside WHERE number = ?", gone)
+        numbers = [(number,) for number, hit in rows if gone(msgspec.msgpack.decode(hit, type=Hit))]
+        if numbers:
+            self._db.executemany("DELETE FROM set_aside WHERE number = ?", numbers)
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return len(gone)
+        return len(numbers)
+
+    def oldest_hit(self) -> int | None:
+        """When the oldest hit came that is set aside, in ms."""
+        hits = (msgspec.msgpack.decode(hit, type=Hit) for (hit,) in self._db.execute("SELECT hit FROM set_aside"))
+        return min((hit.received_at for hit in hits), default=None)
 
     def close(self) -> None:
         self._db.close()
@@ -323,6 +333,35 @@ def attribute(found: Understood, places: Iterable[int], persons: Iterable[bytes]
             events[place] = (*events[place][:-2], int.from_bytes(person, "big"), True)
 
 
+def drop_forgotten(found: Understood, forgotten: ForgottenKeys) -> None:
+    """Take out what is of somebody who was deleted after it came. It counts for nothing, but for whoever waits."""
+    if not forgotten:
+        return
+
+    columns = [name for name, _ in COLUMNS["events"]]
+    who = operator.itemgetter(*map(columns.index, ("visitor_id", "email", "uuid", "fbid")))
+    query = [name for name, _ in COLUMNS["rejections"]].index("query")
+    dropped: set[int] = set()
+    for outcome, rows in (("recorded", found.events), ("rejected", found.rejections)):
+        for row in rows:
+            app, at, named = row[:3]
+            visitor, email, uuid, fbid = (
+                who(row) if outcome == "recorded" else (0, *identifiers_in(row[query].encode(errors="replace")))
+            )
+            cookie = visitor.to_bytes(16, "big") if visitor else None
+            if forgotten.covers(app.to_bytes(16, "big"), at, cookie, uuid, email, fbid):
+                dropped.add(named)
+                found.traffic[app, at // 60_000 * 60, outcome] -= 1
+    kept = [place for place, row in enumerate(found.events) if row[2] not in dropped]
+    found.events = [found.events[place] for place in kept]
+    found.rejections = [row for row in found.rejections if row[2] not in dropped]
+    found.claims = [claim for claim in found.claims if int.from_bytes(claim.hit_id, "big") not in dropped]
+    moved = {place: number for number, place in enumerate(kept)}
+    sighted = [number for number, place in enumerate(found.places) if place in moved]
+    found.sightings = [found.sightings[number] for number in sighted]
+    found.places = [moved[found.places[number]] for number in sighted]
+
+
 def traffic_rows(traffic: Mapping[tuple[int, int, str], int], limited: Iterable[tuple[bytes, int, int]]) -> list[Row]:
     """Rows of `traffic`: one an app and minute."""
     counts: dict[tuple[int, int], dict[str, int]] = {}
@@ -405,7 +444,7 @@ class Digester:
         self._decode = decode
         self._state: State | None = None
         self._stopping = asyncio.Event()
-        self._purged = 0.0
+        self._purged = self._looked_aside = -math.inf
         # Whether the event store may have to hear of persons: a digest that was killed may have left some.
         self._untold = True
         self._memory = Memory()
@@ -473,10 +512,16 @@ class Digester:
             return False
         await self._know_apps(batch)
         found = understand(batch.hits, self._routes.by_app, self._decode)
+        oldest = min((hit.received_at for _, hit in batch.hits), default=None)
+        if oldest is not None:
+            drop_forgotten(found, await unscoped_forgotten(oldest))
         async with asyncio.timeout(_CLAIM_SECONDS):
             duplicates = await event_ids.claim(found.claims)
         async with asyncio.timeout(_CLAIM_SECONDS):
             await self._identify(state, batch, found, duplicates)
+        if oldest is not None:
+            # Who was deleted before they were told apart; of whoever is deleted later, the persons are known.
+            drop_forgotten(found, await unscoped_forgotten(oldest))
         drop_duplicates(found, duplicates)
         async with asyncio.timeout(_CLAIM_SECONDS):
             await access_tokens.keep(self._key, found.tokens, int(time.time() * 1000))
@@ -494,6 +539,7 @@ class Digester:
         figures.batches += 1
         figures.seconds += time.perf_counter() - began
         await self._listener.progressed(figures)
+        await self._purge(state)  # where hits come all the time there is a batch each time
         return len(batch.hits) >= _BATCH_HITS // 2
 
     async def _identify(self, state: State, batch: Batch, found: Understood, duplicates: set[bytes]) -> None:
@@ -636,14 +682,43 @@ class Digester:
         state.forget(gone)
 
     async def _purge(self, state: State) -> None:
-        """Forget event ids that no longer make a duplicate, and set-aside hits of deleted apps, once an hour."""
+        """Forget event ids that no longer make a duplicate once an hour, and set-aside hits that must not come back."""
+        if time.monotonic() - self._looked_aside > _ASIDE_SECONDS:
+            self._looked_aside = time.monotonic()
+            await self._forget_hits(state)
         if time.monotonic() - self._purged > _PURGE_SECONDS:
             self._purged = time.monotonic()
             await event_ids.unscoped_purge_event_ids(int((time.time() - _EVENT_ID_DAYS * 86_400) * 1000))
-            await self._routes.refresh()
-            # As in _know_apps: where no app is known it may be the wrong database.
-            if self._routes.by_app and (gone := state.forget_hits(self._routes.by_app)):
-                log.info("set-aside hits of deleted apps removed", hits=gone)
+
+    async def _forget_hits(self, state: State) -> None:
+        """Remove the set-aside hits of deleted apps and persons."""
+        oldest = state.oldest_hit()
+        if oldest is None:
+            return
+        await self._routes.refresh()
+        apps = self._routes.by_app
+        if not apps:  # as in _know_apps: it may be the wrong database
+            return
+        forgotten, deletions = await unscoped_forgotten(oldest), await unscoped_last_deletions(oldest)
+
+        def gone(hit: Hit) -> bool:
+            route = apps.get(hit.app_id)
+            if route is None:
+                return True
+            try:
+                found = self._decode(CATEGORIES[hit.category], hit.query, route.currency, hit.privacy)
+            except Exception:
+                # Nobody can tell whose it is, so it may be theirs.
+                return hit.received_at < deletions.get(hit.app_id, 0)
+            if isinstance(found, Event):
+                who = found.uuid, found.email, found.fbid
+            else:
+                email, uuid, fbid = identifiers_in(hit.query)
+                who = uuid, email, fbid
+            return forgotten.covers(hit.app_id, hit.received_at, hit.visitor_id, *who)
+
+        if count := state.forget_hits(gone):
+            log.info("set-aside hits of deleted apps and persons removed", hits=count)
 
 
 def _try_lock(fd: int) -> bool:

@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import msgspec
 import structlog
@@ -76,6 +76,8 @@ class Body(msgspec.Struct, array_like=True):
     limited: list[tuple[bytes, int, int]]
 
 
+# The file whose change asks every writer to let go of its segment, so that hits do not stay when they are digested.
+_LET_GO = "let-go"
 HitTuple = tuple[int, bytes, int, bytes, bytes | None, bool, str, bytes, bytes, bytes, int, bool]
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Body)
@@ -163,6 +165,10 @@ class _Group:
     hits: list[HitTuple] = field(default_factory=list[HitTuple])
 
 
+# A frame's group and counts, or what to do to the segment.
+_Work = tuple[_Group | None, dict[tuple[bytes, int], int]] | Literal["let go", "end"]
+
+
 class Journal:
     """Appending side, one a process. `append` and `count_limited` are for the event loop; a thread writes and syncs."""
 
@@ -176,13 +182,14 @@ class Journal:
         self._groups: deque[_Group] = deque()
         self._limited: dict[tuple[bytes, int], int] = {}
         self._writing = False
-        self._work: queue.SimpleQueue[tuple[_Group | None, dict[tuple[bytes, int], int]] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         self._segment: Segment | None = None
         # Small against the limit, so that what is digested makes room.
         self._segment_bytes = min(SEGMENT_BYTES, max_bytes // 8)
         # As last looked up, at `_looked_at`: bytes of segments that are not ours, of the disk, of it what stays free.
         self._looked_at = 0.0
         self._others = self._free = self._reserve = 0
+        self._let_go_asked = _let_go_asked(folder)
         _remove_drafts(folder)
         self._thread = threading.Thread(target=self._write_frames, name="journal", daemon=True)
         self._thread.start()
@@ -209,11 +216,16 @@ class Journal:
     def flush_limited(self) -> None:
         """Have the counted limited hits written even if no hit comes along. Call it about once a second.
 
+        And let go of the segment where somebody asked for it.
+
         While there is trouble it writes a frame in any case: nobody else may find out that the trouble is over, since a
         machine that reports it is sent no hits.
         """
         if self._limited or self.trouble is not None:
             self._start_frame()
+        if (asked := _let_go_asked(self._folder)) != self._let_go_asked:
+            self._let_go_asked = asked
+            self._work.put("let go")
 
     def _start_frame(self) -> None:
         if self._writing or not (self._groups or self._limited or self.trouble is not None):
@@ -257,7 +269,11 @@ class Journal:
         figures.latency_counts[bisect.bisect_left(LATENCY_BOUNDS, seconds)] += count
 
     def _write_frames(self) -> None:
-        while (work := self._work.get()) is not None:
+        while (work := self._work.get()) != "end":
+            if work == "let go":
+                if self._segment is not None:
+                    self._let_go(self._segment)
+                continue
             group, limited = work
             counts = [(app_id, minute, count) for (app_id, minute), count in limited.items()]
             error: Exception | None = None
@@ -306,8 +322,25 @@ class Journal:
         while self._writing or self._groups or (self._limited and self.trouble is None):
             self._start_frame()
             await asyncio.sleep(0.002)
-        self._work.put(None)
+        self._work.put("end")
         await asyncio.to_thread(self._thread.join)
+
+
+def ask_to_let_go(folder: Path) -> None:
+    """Have every process that writes to this journal end its segment within seconds, so that the digest removes it."""
+    (folder / _LET_GO).touch(0o600)
+
+
+def _let_go_asked(folder: Path) -> int:
+    try:
+        return (folder / _LET_GO).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def oldest_segment(folder: Path) -> int | None:
+    """When the oldest segment was begun, in ms: of hits that came before, digested or not, nothing is left."""
+    return min((int(path.name.partition("-")[0]) for path, _ in segment_sizes(folder)), default=None)
 
 
 def _remove_drafts(folder: Path) -> None:

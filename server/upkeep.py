@@ -1,38 +1,79 @@
-"""What `onepx serve` does now and then beside its work: deleted apps are erased, raw queries forgotten."""
+"""What `onepx serve` does now and then beside its work: what is deleted, or kept no longer, goes."""
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import structlog
 
 from server.event_store import EventStore
-from tenants.erasures import unscoped_erase_apps, unscoped_forget_queries
+from server.journal import ask_to_let_go, oldest_segment
+from tenants.deletions import (
+    unscoped_expire_people,
+    unscoped_newest_pending,
+    unscoped_off_the_disk,
+    unscoped_work_off,
+)
+from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
+from tenants.forgotten import unscoped_purge_forgotten
 
 log = structlog.get_logger()
 
-_ERASE_SECONDS = 10.0
+_ROUND_SECONDS = 5.0
 # Each time looks through the sizes of all raw queries there are.
 _FORGET_SECONDS = 6 * 3600.0
+_EXPIRE_SECONDS = 3600.0
 # What a restart needs the machine for comes first.
 _FIRST_SECONDS = 60.0
+# Other machines' digests have stored what came before, or asked again who was deleted meanwhile.
+_SETTLED = timedelta(minutes=15)
 
 
-async def keep_up(store: EventStore) -> None:
+async def keep_up(store: EventStore, journal_dir: Path) -> None:
     """Do it for ever. What fails is logged, once, and tried again."""
     failing = False
-    forget_at = time.monotonic() + _FIRST_SECONDS
+    forget_at = expire_at = time.monotonic() + _FIRST_SECONDS
+    asked: datetime | None = None
+    expired_on: date | None = None
     while True:
-        await asyncio.sleep(_ERASE_SECONDS)
+        await asyncio.sleep(_ROUND_SECONDS)
         try:
             if done := await unscoped_erase_apps(store, datetime.now(UTC)):
                 log.info("deleted apps erased", apps=done)
+            newest = await unscoped_newest_pending()
+            if newest is not None:
+                if newest != asked:
+                    await asyncio.to_thread(ask_to_let_go, journal_dir)
+                    asked = newest
+                await _delete_persons(store, journal_dir)
             if time.monotonic() >= forget_at:
                 await unscoped_forget_queries(store, datetime.now(UTC))
                 forget_at = time.monotonic() + _FORGET_SECONDS
+            if time.monotonic() >= expire_at:
+                await unscoped_expire(store, datetime.now(UTC))
+                await unscoped_purge_forgotten(datetime.now(UTC))
+                expire_at = time.monotonic() + _EXPIRE_SECONDS
+                if (today := datetime.now(UTC).date()) != expired_on:
+                    # Whose events only begin to go is looked at tomorrow.
+                    await unscoped_expire_people(store, datetime.now(UTC))
+                    expired_on = today
         except Exception as error:  # a store that is away, or a bug: neither may end this
             if not failing:
-                log.warning("deleted apps and old queries wait to be erased", error=type(error).__name__)
+                log.warning("what is deleted waits to be erased", error=type(error).__name__)
             failing = True
         else:
             failing = False
+
+
+async def _delete_persons(store: EventStore, journal_dir: Path) -> None:
+    now = datetime.now(UTC)
+    oldest = await asyncio.to_thread(oldest_segment, journal_dir)
+    digested_until = datetime.fromtimestamp(oldest / 1000, UTC) if oldest is not None else now
+    if not store.embedded:
+        digested_until = min(digested_until, now - _SETTLED)
+    # Before, for what was deleted a moment ago; and after, for what was remembered of it.
+    await unscoped_off_the_disk()
+    if done := await unscoped_work_off(store, digested_until, now):
+        log.info("deleted persons are gone", persons=done)
+        await unscoped_off_the_disk()

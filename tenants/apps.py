@@ -4,6 +4,7 @@
 
 from datetime import UTC, datetime
 from functools import cache
+from typing import Literal
 from uuid import UUID
 from zoneinfo import available_timezones
 
@@ -12,6 +13,8 @@ from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import App, AppToken, Erasure, Tenant, clean_name, transaction
 
+# A hundred years; longer is for ever.
+MAX_RETENTION_DAYS = 36_500
 # Their list shows all of them, with numbers.
 MAX_APPS = 200
 
@@ -75,10 +78,12 @@ async def change_app(
     currency: str | None = None,
     timezone: str | None = None,
     honour_privacy_signals: bool | None = None,
+    retention_days: int | Literal["ever"] | None = None,
 ) -> None:
     """Set what is given and keep the rest; raises InvalidValue, or NotFound when the app is gone.
 
-    The new currency counts for hits from now on; what was recorded keeps its own.
+    The new currency counts for hits from now on; what was recorded keeps its own. What is older than `retention_days`
+    goes within an hour: see erasures.py.
     """
     if name is not None:
         app.name = clean_name(name)
@@ -88,6 +93,8 @@ async def change_app(
         app.timezone = _clean_timezone(timezone)
     if honour_privacy_signals is not None:
         app.honour_privacy_signals = honour_privacy_signals
+    if retention_days is not None:
+        app.retention_days = None if retention_days == "ever" else _clean_retention(retention_days)
     async with transaction():
         await tokens.stamp_app(app)
         changed = await (
@@ -97,6 +104,7 @@ async def change_app(
                     App.currency: app.currency,
                     App.timezone: app.timezone,
                     App.honour_privacy_signals: app.honour_privacy_signals,
+                    App.retention_days: app.retention_days,
                 }
             )
             .where(App.id == app.id)
@@ -134,6 +142,20 @@ def _clean_currency(currency: str) -> str:
     if currency not in MINOR_UNITS:
         raise InvalidValue("currency", "A currency is an ISO 4217 code such as EUR.")
     return currency
+
+
+def retention_of(text: str) -> int | Literal["ever"]:
+    """What somebody typed for how many days events are kept; nothing is for ever. Raises InvalidValue."""
+    text = text.strip()
+    if not text:
+        return "ever"
+    return _clean_retention(int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0)
+
+
+def _clean_retention(days: int) -> int:
+    if not 1 <= days <= MAX_RETENTION_DAYS:
+        raise InvalidValue("retention_days", f"Days are a whole number from 1 to {MAX_RETENTION_DAYS:,}.")
+    return days
 
 
 def is_timezone(name: str) -> bool:

@@ -192,6 +192,12 @@ def decode(category: Category, query: bytes, default_currency: str, privacy: boo
     )
 
 
+def identifiers_in(query: bytes) -> tuple[str | None, str | None, str | None]:
+    """(email, uuid, fbid) in a query string, whether it makes an event or not."""
+    fields = _object(_unquoted(_parameters(query).get(b"params", b""))) if len(query) <= MAX_QUERY else None
+    return _special(fields, False, set())[:3] if fields else (None, None, None)
+
+
 def wants_debug(query: bytes) -> bool:
     """Whether the hit asks, with `debug=1`, what became of it."""
     if b"debug" not in query and b"%" not in query:

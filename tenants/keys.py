@@ -11,6 +11,8 @@ from piccolo.columns.combination import And
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import ApiKey, Tenant, as_key, clean_name, lock, transaction
 
+# What people recognise a key by: `onepx_` and six more.
+PREFIX_LENGTH = 12
 # Often enough to see whether a key is still in use, without a write for each of its requests.
 LAST_USED_EVERY = timedelta(minutes=1)
 # Whoever wonders why a program is refused finds the key that ended; years later it would only be in the way.
@@ -25,7 +27,7 @@ async def create_key(tenant: Tenant, name: str) -> tuple[ApiKey, str]:
     Raises InvalidValue for the name or where there are too many, or NotFound when the tenant is gone.
     """
     plaintext = "onepx_" + secrets.token_urlsafe(32)
-    key = ApiKey(tenant=tenant.id, name=clean_name(name), key_hash=_hash(plaintext), prefix=plaintext[:12])
+    key = ApiKey(tenant=tenant.id, name=clean_name(name), key_hash=_hash(plaintext), prefix=plaintext[:PREFIX_LENGTH])
     async with transaction():
         await lock(tenant)
         if await ApiKey.count().where(_shown(tenant, datetime.now(UTC))) >= MAX_KEYS:

@@ -23,6 +23,7 @@ import msgspec
 from piccolo.table import Table
 
 from tenants import bulk, tables
+from tenants.forgotten import ForgottenKeys, unscoped_forgotten
 from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, merged_with, unscoped_roots
 from tenants.identities import Entry, Person, Persons, Sighting
 from tenants.tables import (
@@ -86,7 +87,7 @@ async def identify(
     memory: Memory | None = None,
     in_order: bool = False,
 ) -> list[bytes]:
-    """The person (16 bytes) of each hit, in their order; empty for an anonymous visitor's.
+    """The person (16 bytes) of each hit, in their order; empty for an anonymous visitor's, or who was deleted since.
 
     All or nothing. A batch that is done `again` (by its name, within its journal) has the persons it had. `in_order`:
     no hit that came earlier can be digested later, so nothing has to be kept to be taken back.
@@ -99,7 +100,10 @@ async def identify(
             return known
         clocks = await _lock_clocks({hit.app for hit in hits})
         apps = memory.take(clocks)
-        placed, newest = await _place_all(hits, apps, in_order, now_ms)
+        # Nobody can be deleted between here and the end of the transaction.
+        forgotten = await unscoped_forgotten(min(hit.at for hit in hits))
+        kept = [hit for hit in hits if not _is_forgotten(hit, forgotten)] if forgotten else hits
+        placed, newest = await _place_all(kept, apps, in_order, now_ms)
         persons = [placed.get(hit.hit_id, b"") for hit in hits]
         if journal:
             pairs = b"".join([hit.hit_id + person for hit, person in zip(hits, persons, strict=True) if person])
@@ -113,6 +117,10 @@ async def identify(
         known.written(revisions[app], newest[app])
     memory.put_back(apps)
     return persons
+
+
+def _is_forgotten(hit: Sighting, forgotten: ForgottenKeys) -> bool:
+    return forgotten.covers(hit.app, hit.at, hit.visitor, hit.uuid, hit.email, hit.fbid)
 
 
 def shared() -> bool:

@@ -75,6 +75,8 @@ class App(Table):
     currency = Varchar(length=3, default="USD")
     timezone = Varchar(length=64, default="UTC")
     honour_privacy_signals = Boolean(default=True)
+    # How long events and rejections are kept, in days; None is for ever.
+    retention_days = Integer(null=True, default=None)
     created_at = Timestamptz()
 
 
@@ -147,6 +149,27 @@ class Erasure(Table):
 
     app_id = UUID(primary_key=True, default=None)
     requested_at = Timestamptz()
+
+
+class Deletion(Table):
+    """A person who was deleted: the receipt, with how much of what went, and nothing of theirs.
+
+    `asked_by` is a user's name, an API key's prefix or the command line. `work` tells what is still to be looked for
+    (see deletions.py); null when all is gone, which was at `done_at`.
+    """
+
+    id = UUID(primary_key=True, default=UUID4())
+    app_id = UUID(index=True)
+    requested_at = Timestamptz()
+    asked_by = Varchar(length=100)
+    persons = Integer(default=0)
+    identifiers = Integer(default=0)
+    visitors = Integer(default=0)
+    properties = BigInt(default=0)
+    events = BigInt(default=0)
+    rejections = BigInt(default=0)
+    done_at = Timestamptz(null=True, default=None)
+    work = Bytea(null=True, default=None, secret=True)
 
 
 class Revision(Table):
@@ -366,6 +389,7 @@ TABLES: tuple[type[Table], ...] = (
     Invitation,
     Tries,
     Erasure,
+    Deletion,
     Revision,
     EventId,
     IdentityClock,

@@ -54,6 +54,7 @@ INSIDE = [
     ("audiences-none", "NEW/audiences"),
     ("audience", "APP/audiences/AUDIENCE"),
     ("audience-change", "APP/audiences/AUDIENCE/change"),
+    ("delete-person", "APP/people/PERSON/delete"),
     ("waiting", "NEW"),
     ("snippet", "APP/snippet"),
     (
@@ -84,6 +85,15 @@ def new_app(shop: Shop) -> str:
     """The id of an app that was never hit."""
     made = shop.machine.run("app", "create", "--tenant", shop.owner, "--name", "Newsletter")
     return str(made["app"])
+
+
+@pytest.fixture(scope="module")
+def person(shop: Shop) -> str:
+    """Somebody known; and there is a receipt of another, who was deleted."""
+    where = ("--tenant", shop.owner, "--app", shop.token)
+    shop.machine.run("person", "delete", *where, "--email", "reader1@example.com")
+    events = shop.tenant.get(f"/api/v1/apps/{shop.token}/events?event_token=signup").json()["events"]
+    return next(event["person_id"] for event in events if not event["warnings"])
 
 
 @pytest.fixture(scope="module", params=["light", "dark"])
@@ -139,9 +149,17 @@ def test_public_pages(outside: BrowserContext, scheme: str, name: str, address: 
 
 @pytest.mark.parametrize(("name", "address"), INSIDE, ids=[name for name, _ in INSIDE])
 def test_pages_behind_the_login(
-    inside: BrowserContext, shop: Shop, new_app: str, audience: str, scheme: str, name: str, address: str
+    inside: BrowserContext,
+    shop: Shop,
+    new_app: str,
+    audience: str,
+    person: str,
+    scheme: str,
+    name: str,
+    address: str,
 ) -> None:
-    meanings = {"APP": shop.path(), "NEW": f"/apps/{new_app}", "TOKEN": shop.token, "AUDIENCE": audience}
+    meanings = {"APP": shop.path(), "NEW": f"/apps/{new_app}", "TOKEN": shop.token}
+    meanings |= {"AUDIENCE": audience, "PERSON": person}
     for word, meant in meanings.items():
         address = address.replace(word, meant)
     look_at(inside, scheme, name, address)
@@ -180,7 +198,9 @@ def look_at(browser: BrowserContext, scheme: str, name: str, address: str) -> No
     page = browser.new_page()
     for width in (1280, 320) if scheme == "dark" else (320, 1280):
         page.set_viewport_size({"width": width, "height": 900})
-        page.goto(address)
+        reply = page.goto(address)
+        assert reply is not None
+        assert reply.ok or name == "not-found"
         settled(page)
         page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"

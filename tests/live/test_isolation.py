@@ -3,8 +3,10 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 import pytest
 from litestar.routes import HTTPRoute
@@ -28,10 +30,10 @@ def routes_of_apps() -> list[tuple[str, str]]:
         if not route.path.startswith("/api/"):
             continue  # pages: tests/web/test_rights.py
         names = set(re.findall(r"{(\w+)(?::\w+)?}", route.path))
-        assert names <= {"app_token", *OF_NOBODY}, f"whose is {route.path}?"
+        assert names <= {"app_token", "person_id", *OF_NOBODY}, f"whose is {route.path}?"
         if "app_token" in names:
             assert isinstance(route, HTTPRoute)
-            path = re.sub(r"{app_token:\w+}", "{app_token}", route.path)
+            path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
             found += [(method, path) for method in sorted(route.methods) if method != "OPTIONS"]
     return found
 
@@ -58,6 +60,13 @@ def bob(running: Machine) -> Tenant:
     return running.tenant()
 
 
+def person_of(app: App) -> str:
+    """The id of somebody of the app whom nobody deleted yet."""
+    token = secrets.token_hex(8)
+    app.hit(f"event_token={token}")
+    return wait_until(lambda: app.events(f"event_token={token}"), SOON)[0]["person_id"]
+
+
 def ask(process_port: int, method: str, path: str, authorization: str | None) -> Reply:
     client = Client(process_port)
     try:
@@ -73,17 +82,19 @@ def test_bob_cannot_tell_alices_app_from_one_that_does_not_exist(
 ) -> None:
     port = shared.process.port
     key = f"Bearer {bob.key}"
-    # What a breakdown needs, and the others leave alone.
-    query += ("&" if query else "?") + "field=event_token"
-    theirs = ask(port, method, path.format(app_token=alices.token) + query, key)
-    nobodys = ask(port, method, path.format(app_token="0" * 24) + query, key)
+    # What a breakdown and a funnel need, and the others leave alone.
+    needed = "field=event_token&step1=a&step2=b"
+    query += ("&" if query else "?") + needed
+    person = person_of(alices) if "person_id" in path else ""
+    theirs = ask(port, method, path.format(app_token=alices.token, person_id=person) + query, key)
+    nobodys = ask(port, method, path.format(app_token="0" * 24, person_id=person) + query, key)
     assert (theirs.status, theirs.body) == (nobodys.status, nobodys.body)
     assert [name for name, _ in theirs.headers] == [name for name, _ in nobodys.headers]
     assert theirs.status == 404
     assert b"secret" not in theirs.body
-    target = path.format(app_token=alices.token) + "?field=event_token"
+    target = path.format(app_token=alices.token, person_id=person) + f"?{needed}"
     owner = ask(port, method, target, f"Bearer {alices.tenant.key}")
-    assert owner.status == 200, "its owner can"
+    assert owner.status == (202 if method == "DELETE" else 200), "its owner can"
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -95,7 +106,7 @@ def test_without_a_valid_key_it_is_401(
 ) -> None:
     sent = authorization.format(key=alices.tenant.key) if authorization is not None else None
     for token in (alices.token, "0" * 24):
-        reply = ask(shared.process.port, method, path.format(app_token=token), sent)
+        reply = ask(shared.process.port, method, path.format(app_token=token, person_id=UUID(int=1)), sent)
         assert reply.status == 401
         assert reply.all("www-authenticate") == ["Bearer"]
         assert b"secret" not in reply.body

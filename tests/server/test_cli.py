@@ -178,3 +178,28 @@ def test_the_demo_waits_in_the_journal_for_a_server(environment: Environment) ->
 def test_nothing_set_aside(environment: Environment) -> None:
     assert told(environment, "digest", "show") == {"set_aside": []}
     assert told(environment, "digest", "retry") == {"retried": 0}
+
+
+def test_how_long_an_app_keeps_its_events(environment: Environment) -> None:
+    told(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    token = told(environment, "app", "create", "--tenant", "ann@example.com", "--name", "Shop")["token"]
+    retention = ("app", "retention", "--tenant", "ann@example.com", "--token", token)
+    assert told(environment, *retention, "--days", "30") == {"app": "Shop", "retention_days": 30}
+    assert told(environment, *retention, "--days", "ever") == {"app": "Shop", "retention_days": None}
+    for days in ("0", "-1", "1.5", "36501", "x", ""):
+        done = run(environment, *retention, f"--days={days}")
+        assert done.returncode == 2
+        assert "Days are a whole number from 1 to 36,500." in done.stderr
+
+
+def test_receipts_of_nobody(environment: Environment) -> None:
+    told(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    token = told(environment, "app", "create", "--tenant", "ann@example.com", "--name", "Shop")["token"]
+    person = ("--tenant", "ann@example.com", "--app", token)
+    assert told(environment, "person", "receipts", *person) == {"deletions": []}
+    assert run(environment, "person", "receipts", *person).stdout == "Nobody was deleted.\n"
+    done = run(environment, "person", "delete", *person, "--email", "nobody@example.com")
+    assert (done.returncode, done.stderr) == (2, "onepx: nobody of this app is known by that\n")
+    done = run(environment, "person", "delete", *person, "--id", "x")
+    assert done.returncode == 2
+    assert "'x' is not an id" in done.stderr

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import inspect
+import json
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,9 +43,11 @@ from server.event_store import EventStore, EventStoreRefused, EventStoreUnavaila
 from server.journal import Backlog, Hit, HitTuple, Segment, encode_frame, segment_sizes
 from server.routes import Routes
 from tenants import access_tokens, apps, event_ids
+from tenants.deletions import delete_person
 from tenants.event_ids import Claim
 from tenants.events import COLUMNS, OUTCOMES, Row
 from tenants.hits import Category, Event, Rejection, decode
+from tenants.identifiers import owner_of
 from tenants.secrets import SecretKey
 from tenants.tables import AccessToken, Tenant, TokenSender
 from tenants.tokens import Route
@@ -568,6 +572,74 @@ async def test_set_aside_hits_of_a_deleted_app_go_and_nobody_elses(shop: Shop, a
     async with shop.digesting():
         await until(lambda: not shop.aside())
     assert shop.store.events() == ["poison"]
+
+
+async def test_hits_of_a_deleted_person_are_dropped_and_count_for_nothing(shop: Shop, alice: Tenant) -> None:
+    app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
+    ann = quote('{"email":"ann@example.org"}')
+    shop.journal(f"event_token=signup&params={ann}")
+    await shop.digest()
+    assert shop.store.events() == ["signup"]
+    person = await owner_of(app, email="ann@example.org")
+    assert person is not None
+    # They have the cookie of all the shop's hits.
+    await delete_person(app, person, "Alice", datetime.now(UTC) + timedelta(seconds=1))
+    shop.journal(
+        "event_token=by_cookie", f"event_token=by_address&params={ann}&event_id=1", f"event_token=&params={ann}"
+    )
+    shop.received_at += 1_000 * 60
+    shop.journal("event_token=later&event_id=1")
+    await shop.digest()
+    assert shop.store.events() == ["later", "signup"]
+    assert shop.store.tables["rejections"] == []
+    assert shop.store.traffic() == {"recorded": 2}
+    assert await owner_of(app, email="ann@example.org") is None
+
+
+async def test_a_deletion_between_two_tries_of_a_batch_counts(shop: Shop, alice: Tenant) -> None:
+    app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
+    other = shop.hit("event_token=other")
+    ann = shop.hit("event_token=signup&params=" + quote('{"email":"ann@example.org"}'))
+    shop.segment([(*other[:4], b"w" * 16, *other[5:]), ann])
+
+    def die(table: str) -> None:
+        if table == "traffic":
+            raise Crash
+
+    shop.store.before = die
+    await shop.crash()
+    assert shop.store.events() == ["other", "signup"]
+    person = await owner_of(app, email="ann@example.org")
+    assert person is not None
+    await delete_person(app, person, "Alice", datetime.now(UTC) + timedelta(seconds=1))
+    shop.store.before = lambda _table: None
+    await shop.digest()
+    # What was stored is for deletions.py; nothing is stored twice, and it does not count.
+    assert shop.store.events() == ["other", "signup"]
+    assert shop.store.traffic() == {"recorded": 1}
+
+
+async def test_set_aside_hits_of_a_deleted_person_go(shop: Shop, alice: Tenant) -> None:
+    other, _ = await apps.create_app(alice, "Other")
+    theirs = Shop(shop.folder, shop.routes, other.id.bytes)
+    app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
+    secret = f"{uuid4().hex}@example.org"
+    params = quote(json.dumps({"email": secret}))
+    shop.journal(f"event_token=poison&params={params}")
+    theirs.journal("event_token=poison")
+    await shop.digest(poisoned)
+    assert len(shop.aside()) == 2
+    assert any(secret.encode() in path.read_bytes() for path in shop.folder.glob("digest.sqlite3*")) is False
+    assert any(params.encode() in path.read_bytes() for path in shop.folder.glob("digest.sqlite3*"))
+    await delete_person(app, uuid4(), "Alice", datetime.now(UTC) + timedelta(seconds=1))
+    # Decoded now, it is seen to be somebody else's; not decoded, it may be whoever was deleted.
+    async with shop.digesting() as digester:
+        await until(lambda: digester._looked_aside > 0)
+    assert len(shop.aside()) == 2
+    async with shop.digesting(poisoned):
+        await until(lambda: len(shop.aside()) == 1)
+    assert not any(params.encode() in path.read_bytes() for path in shop.folder.glob("digest.sqlite3*"))
+    assert [number for number, _, _ in shop.aside()] == [2]
 
 
 async def test_an_event_id_taken_while_its_first_hit_was_set_aside_stays_counted_once(shop: Shop) -> None:

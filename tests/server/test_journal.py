@@ -31,9 +31,11 @@ from server.journal import (
     HitTuple,
     Journal,
     Segment,
+    ask_to_let_go,
     encode_frame,
     hit_id,
     keep_damage,
+    oldest_segment,
     read_frames,
     remove_if_done,
     segment_sizes,
@@ -764,3 +766,44 @@ def test_the_backlog_of_a_segment_cut_off_meanwhile(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(module, "segment_sizes", seen_before)
     assert Backlog(tmp_path).measure({})[0] == 2
+
+
+async def test_a_segment_is_let_go_when_somebody_asks(tmp_path: Path, journal: Journal) -> None:
+    """So that hits do not stay on the disk once they are digested."""
+    assert await journal.append(hit(1))
+    ((first, size),) = segment_sizes(tmp_path)
+    began = oldest_segment(tmp_path)
+    assert began is not None
+    assert not remove_if_done(first, size)
+    journal.flush_limited()
+    ask_to_let_go(tmp_path)
+    # Nobody hits any more: it is let go all the same, and once only.
+    journal.flush_limited()
+    assert await journal.append(hit(2))
+    assert await journal.append(hit(3))
+    journal.flush_limited()
+    assert await journal.append(hit(4))
+    # Those of one millisecond are in no order.
+    assert sorted(len(frames(path)) for path, _ in segment_sizes(tmp_path)) == [1, 3]
+    assert sorted(queries(tmp_path)) == sent(1, 2, 3, 4)
+    assert remove_if_done(first, size)
+    assert (oldest_segment(tmp_path) or 0) >= began
+    await journal.close()
+
+
+async def test_who_has_no_segment_lets_none_go(tmp_path: Path, journal: Journal) -> None:
+    ask_to_let_go(tmp_path)
+    journal.flush_limited()
+    assert await journal.append(hit(1))
+    await journal.close()
+    assert queries(tmp_path) == sent(1)
+    # A writer that starts later has heard of it.
+    later = Journal(tmp_path, MUCH)
+    assert await later.append(hit(2))
+    later.flush_limited()
+    assert await later.append(hit(3))
+    await later.close()
+    assert sorted(len(frames(path)) for path, _ in segment_sizes(tmp_path)) == [1, 2]
+    for path, size in segment_sizes(tmp_path):
+        assert remove_if_done(path, size)
+    assert oldest_segment(tmp_path) is None

@@ -14,8 +14,8 @@ import pytest
 
 from server.event_store import EventStore
 from server.journal import hit_id
-from tenants.apps import create_app, delete_app
-from tenants.erasures import unscoped_erase_apps, unscoped_forget_queries
+from tenants.apps import change_app, create_app, delete_app
+from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
 from tenants.tables import App, Erasure, Tenant
@@ -120,7 +120,14 @@ async def test_two_processes_erase_at_once(alice: Tenant, event_store: EventStor
     assert await waiting() == set()
 
 
-AT_ONCE = ("old_parts_lifetime", "cleanup_delay_period", "max_cleanup_delay_period")
+# An old part goes after a second, by an engine that looks for some as soon as there is one.
+AT_ONCE = {
+    "old_parts_lifetime": 1,
+    "cleanup_thread_preferred_points_per_iteration": 1,
+    "cleanup_delay_period": 1,
+    "max_cleanup_delay_period": 1,
+    "cleanup_delay_period_random_add": 0,
+}
 
 
 def files_with(folder: Path, text: bytes) -> list[Path]:
@@ -132,13 +139,13 @@ def files_with(folder: Path, text: bytes) -> list[Path]:
     return found
 
 
-# The engine looks for old parts every half minute, or so; once is enough.
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_nothing_of_a_deleted_app_stays_on_disk(alice: Tenant, event_store: EventStore) -> None:
     folder = Path(event_store.url.removeprefix("chdb://"))
+    settings = ", ".join(f"{name} = {value}" for name, value in AT_ONCE.items())
     for table in TABLES:
-        # Ten minutes otherwise: an old part is kept as long as its successor may not be on disk yet.
-        await event_store.change(f"ALTER TABLE {table} MODIFY SETTING {', '.join(f'{name} = 1' for name in AT_ONCE)}")
+        # Minutes otherwise: an old part is kept as long as its successor may not be on disk yet.
+        await event_store.change(f"ALTER TABLE {table} MODIFY SETTING {settings}")
     kept, _ = await create_app(alice, "Kept")
     shop, _ = await create_app(alice, "Shop")
     # Random, so that no compression can hide it: found while it is there.
@@ -153,6 +160,8 @@ async def test_nothing_of_a_deleted_app_stays_on_disk(alice: Tenant, event_store
     end = time.monotonic() + 400
     while found := await asyncio.to_thread(files_with, folder, secret.encode()):
         assert time.monotonic() < end, found
+        # The engine looks for old parts when it has had something to do.
+        await hit(event_store, kept, "more")
         await asyncio.sleep(0.5)
     assert await asyncio.to_thread(files_with, folder, mine.encode())
     for table in TABLES:
@@ -200,3 +209,39 @@ async def test_raw_queries_go_after_two_days(event_store: EventStore) -> None:
     ]
     await unscoped_forget_queries(event_store, now())
     assert (await queries())[0]["q"] == 1
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_an_app_keeps_its_events_as_long_as_it_says(alice: Tenant, event_store: EventStore) -> None:
+    day = 86_400_000
+    made = [(await create_app(alice, name))[0] for name in ("ever", "30", "7", "7 too")]
+    for app, days in zip(made, ("ever", 30, 7, 7), strict=True):
+        await change_app(app, retention_days=days)
+        for age in (0, 6, 9, 29, 32, 400):
+            await hit(event_store, app, "a", NOW - age * day)
+
+    async def counts(table: str) -> list[int]:
+        rows = [
+            await event_store.query(
+                f"SELECT count() AS n FROM {table} WHERE app_id = {{app:UUID}}", {"app": str(app.id)}
+            )
+            for app in made
+        ]
+        return [found[0]["n"] for found in rows]
+
+    await unscoped_expire(event_store, now())
+    end = time.monotonic() + 60
+    while await counts("events") != [6, 4, 2, 2] or (await counts("rejections"))[1:] != [4, 2, 2]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    # What was counted stays. (Its rows of 400 days are there, too.)
+    assert await counts("traffic") == [6, 6, 6, 6]
+    changes = "SELECT count() AS n FROM system.mutations WHERE table = 'events'"
+    before = await event_store.query(changes, {})
+    # Nothing goes twice a day, however often it is asked for.
+    await unscoped_expire(event_store, now().replace(hour=23, minute=59))
+    assert await event_store.query(changes, {}) == before
+    await unscoped_expire(event_store, now(3 * 24 * 60))
+    while await counts("events") != [6, 3, 1, 1]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)

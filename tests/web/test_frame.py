@@ -100,10 +100,15 @@ async def test_forms_of_other_sites_are_refused(headers: dict[str, str], allowed
         scope = {
             "type": "http",
             "method": method,
+            "path": "/apps/new",
             "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
         await guard(scope, receive, send)  # pyright: ignore[reportArgumentType]
         assert (reached, sent) == ((["app"], []) if allowed else ([], [403]))
+        # The API takes no cookie, so nobody's browser can be made to use it.
+        reached.clear()
+        await guard(scope | {"path": "/api/v1/x"}, receive, send)  # pyright: ignore[reportArgumentType]
+        assert reached == ["app"]
     await guard({"type": "http", "method": "GET", "headers": []}, receive, send)  # pyright: ignore[reportArgumentType]
     assert reached[-1:] == ["app"]
 

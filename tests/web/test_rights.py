@@ -52,6 +52,8 @@ OWN = {
 FORMS = {
     "/apps/new",
     "/apps/{app_id}/delete",
+    "/apps/{app_id}/people/{person_id}/delete",
+    "/apps/{app_id}/people/{person_id}/export",
     "/apps/{app_id}/audiences/new",
     "/apps/{app_id}/audiences/{audience_id}/change",
     "/apps/{app_id}/audiences/{audience_id}/download",
@@ -249,7 +251,10 @@ async def test_hostile_names_stay_text_on_every_page(
         *((owner, things.fill(path)) for path in SHOWN),
         (await site.browser(), f"/join/{invited}"),
     ]:
-        text = (await browser.get(address)).text
+        reply = await browser.get(address)
+        if reply.headers.get("content-type") == "application/json":
+            continue  # what is exported is a file, whole and as it was sent
+        text = reply.text
         assert "<script>alert" not in text, address
         assert "<img src=x" not in text, address
         assert "onerror=alert(2)&gt;49" not in text, address

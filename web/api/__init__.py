@@ -1,4 +1,4 @@
-"""The JSON API, /api/v1: what a tenant's own programs read with an API key."""
+"""The JSON API, /api/v1: what a tenant's own programs read, and delete, with an API key."""
 
 from typing import Any
 
@@ -6,16 +6,17 @@ import msgspec
 from litestar import Router
 from litestar.di import Provide
 
-from web.api import people, records, reports
-from web.api.access import SkipEmptyParameters, provide_app, provide_store, provide_tenant
+from web.api import people, personal_data, records, reports
+from web.api.access import SkipEmptyParameters, provide_app, provide_key, provide_store, provide_tenant
 from web.api.examples import EXAMPLES
 
 api = Router(
     "/api/v1",
-    route_handlers=[*records.handlers, *people.handlers, *reports.handlers],
+    route_handlers=[*records.handlers, *people.handlers, *reports.handlers, *personal_data.handlers],
     middleware=[SkipEmptyParameters],
     dependencies={
         "tenant": Provide(provide_tenant),
+        "key": Provide(provide_key, sync_to_thread=False),
         "app": Provide(provide_app),
         "store": Provide(provide_store, sync_to_thread=False),
         "when": Provide(reports.provide_period, sync_to_thread=False),
@@ -28,11 +29,12 @@ api = Router(
 
 def described(schema: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document with what Litestar leaves out: the answers' docstrings, and nulls in their examples."""
-    _, components = msgspec.json.schema_components([*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS])
+    answers = [*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS, *personal_data.ANSWERS]
+    _, components = msgspec.json.schema_components(answers)
     for name, part in schema["components"]["schemas"].items():
         if description := components.get(name, {}).get("description"):
             part["description"] = " ".join(description.split())
     for operations in schema["paths"].values():
-        if example := EXAMPLES.get(operations["get"]["operationId"]):
+        if "get" in operations and (example := EXAMPLES.get(operations["get"]["operationId"])):
             operations["get"]["responses"]["200"]["content"]["application/json"]["example"] = example
     return schema

@@ -11,15 +11,16 @@ from litestar.params import Parameter, SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from tenants.apps import app_by_token
-from tenants.events import Queries
-from tenants.keys import tenant_by_key
+from tenants.keys import PREFIX_LENGTH, tenant_by_key
+from tenants.person_exports import Store
 from tenants.tables import App, Tenant
 
 RAISES = [ValidationException, NotAuthorizedException, NotFoundException]
 # Made by this module's own functions: nothing to validate.
 GivenTenant = NamedDependency[SkipValidation[Tenant]]
 GivenApp = NamedDependency[SkipValidation[App]]
-GivenStore = NamedDependency[SkipValidation[Queries]]
+GivenKey = NamedDependency[SkipValidation[str]]
+GivenStore = NamedDependency[SkipValidation[Store]]
 Limit = Annotated[
     int, Parameter(ge=1, le=1000, description="How many to return at most.", examples=[Example(value=100)])
 ]
@@ -43,6 +44,11 @@ async def provide_tenant(request: Request[Any, Any, State]) -> Tenant:
     return tenant
 
 
+def provide_key(request: Request[Any, Any, State]) -> str:
+    """What the request's API key begins with: what people recognise it by."""
+    return request.headers.get("authorization", "").partition(" ")[2].strip()[:PREFIX_LENGTH]
+
+
 async def provide_app(tenant: GivenTenant, app_token: AppToken) -> App:
     """The tenant's app with this token; for another tenant's it raises NotFound, as for one that does not exist."""
     return await app_by_token(tenant, app_token)
@@ -60,6 +66,6 @@ class SkipEmptyParameters:
         await self._app(scope, receive, send)
 
 
-def provide_store(state: State) -> Queries:
+def provide_store(state: State) -> Store:
     """The event store this process reads."""
     return state.event_store

@@ -4,7 +4,20 @@ from collections.abc import Sequence
 
 from litestar.types import ControllerRouterHandler
 
-from web.pages import account, accounts, apps, audiences, dashboards, exports, facebook, landing, live, people, snippet
+from web.pages import (
+    account,
+    accounts,
+    apps,
+    audiences,
+    dashboards,
+    exports,
+    facebook,
+    landing,
+    live,
+    people,
+    personal_data,
+    snippet,
+)
 
 PAGES: Sequence[ControllerRouterHandler] = [
     *landing.handlers,
@@ -17,5 +30,6 @@ PAGES: Sequence[ControllerRouterHandler] = [
     *people.handlers,
     *snippet.handlers,
     *exports.handlers,
+    *personal_data.handlers,
     *account.handlers,
 ]

@@ -11,6 +11,7 @@ from litestar.params import FromPath
 
 from tenants import apps, tokens
 from tenants.currencies import MINOR_UNITS
+from tenants.deletions import list_deletions
 from tenants.errors import InvalidValue, Unavailable
 from tenants.reports.overview import Glance, overview
 from tenants.tables import App
@@ -39,7 +40,7 @@ NOTICES.update(
 )
 
 
-_FIELDS = ("name", "currency", "timezone", "honour_privacy_signals")
+_FIELDS = ("name", "currency", "timezone", "honour_privacy_signals", "retention_days")
 
 
 def _typed(form: FormMultiDict) -> dict[str, str]:
@@ -107,6 +108,7 @@ async def settings_of(
         "currency": app.currency,
         "timezone": app.timezone,
         "honour_privacy_signals": "1" if app.honour_privacy_signals else "",
+        "retention_days": str(app.retention_days or ""),
     }
     return await render(
         request,
@@ -118,6 +120,7 @@ async def settings_of(
         live=sum(state in ("live", "ends") for _, state in listed),
         overlaps=[(hours, when) for hours, (when, _) in OVERLAPS.items()],
         overlap=_OVERLAP,
+        deletions=await list_deletions(app),
         errors={error.field: str(error)} if error else {},
         facebook=await connection(app, now, facebook_app_id),
         **_choices(_typed(form) if form is not None else kept),
@@ -141,6 +144,7 @@ async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[b
             currency=text(form, "currency"),
             timezone=text(form, "timezone"),
             honour_privacy_signals=text(form, "honour_privacy_signals") == "1",
+            retention_days=apps.retention_of(text(form, "retention_days")),
         )
     except InvalidValue as error:
         # With the name that the app still has.

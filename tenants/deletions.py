@@ -1,0 +1,383 @@
+"""One person deleted everywhere, with a receipt; or what is left of that to do.
+
+    at once, in one transaction    identifiers, visitor cookies, merged persons, and what might be placed again; of each
+                                   key a hash is kept, so that no late hit brings them back (forgotten.py)
+    soon after, again and again    events, properties and aliases in the event store, which may be away; rejections
+                                   that hold the person's e-mail address
+    by each machine for itself     digested hits in the journal (server/upkeep.py), hits set aside (server/digest.py)
+
+A person's id may go on: it is a visitor's cookie, and the browser still has it. What it does after the deletion is a
+new, anonymous visitor's; so only what came before is removed. `Deletion.work` holds what to look for until all is gone,
+and until the engine has let go of the files.
+
+A mutation's text stays on the disk. It names persons and hits by their ids, which then lead nowhere, and nothing else.
+"""
+# Piccolo keeps a table's engine in `_meta`, and its annotations leave type arguments open.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import base64
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+import msgspec
+
+from tenants.erasures import TABLES, Found, Store, mutate
+from tenants.errors import NotFound
+from tenants.events import NOBODY, Queries
+from tenants.forgotten import forget
+from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, merged_with, person_key, survivors
+from tenants.tables import (
+    App,
+    Deletion,
+    IdentifiedBatch,
+    Identifier,
+    IdentityClock,
+    IdentitySection,
+    Person,
+    Reattribution,
+    Visitor,
+    transaction,
+)
+
+# What one round begins: a mutation reads every part that may hold the person's rows.
+_AT_ONCE = 20
+# Rows named one by one in a mutation.
+_NAMED_AT_ONCE = 1_000
+_KEYS_A_STATEMENT = 5_000
+# Of 39 bytes each in a query, which may have 256 kB; most have one id, those with very many wait for a smaller round.
+_PEOPLE_AT_ONCE = 1_000
+_SHOWN = 1_000
+
+
+class _Work(msgspec.Struct, array_like=True):
+    """What to look for. `revision`: of the app's aliases, those up to it are the deleted person's."""
+
+    persons: list[UUID]
+    visitors: list[bytes]
+    uuids: list[str]
+    emails: list[str]
+    fbids: list[str]
+    before: int
+    revision: int
+    # Events that turned out to be theirs, and to be somebody else's, after they were stored otherwise.
+    also: list[UUID]
+    but: list[UUID]
+    # When nothing was left in the event store (seconds); the engine keeps the files for a while.
+    gone_at: int | None = None
+
+
+async def find_person(app: App, store: Queries, person: str) -> UUID:
+    """The app's person with this id, known or not, who they are in the end. Raises NotFound, Unavailable."""
+    try:
+        asked = UUID(person)
+    except ValueError:
+        raise NotFound from None
+    # Python reads braces and missing hyphens too; a person has one address.
+    if asked == NOBODY or str(asked) != person:
+        raise NotFound
+    found = (await survivors(app, [asked]))[asked]
+    if not await Person.exists().where(Person.key == person_key(app.id, found)):
+        rows = await store.query(
+            "SELECT 1 AS x FROM events WHERE app_id = {app:UUID} AND person_id = {person:UUID} LIMIT 1",
+            {"app": str(app.id), "person": person},
+            app.tenant,
+        )
+        if not rows:
+            raise NotFound
+    return found
+
+
+async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) -> Deletion:
+    """Delete the person, who is nobody any more when this returns; their events go within minutes.
+
+    `person` is the survivor's id. Raises NotFound when the app is gone.
+    """
+    before = int(now.timestamp() * 1000)
+    async with transaction():
+        if not await App.exists().where(App.id == app.id):
+            raise NotFound
+        revision = await _lock_clock(app.id)
+        root = person_key(app.id, person)
+        persons = [root, *(await merged_with([root]))[root]]
+        identifiers = await _remove(Identifier, app.id, persons)
+        visitors = await _remove(Visitor, app.id, persons)
+        for start in range(0, len(persons), _KEYS_A_STATEMENT):
+            await Person.delete().where(Person.key.is_in(persons[start : start + _KEYS_A_STATEMENT]))
+        # Of all persons of the last seconds: what they are for is another machine that digests an earlier hit only now.
+        await IdentitySection.delete().where(IdentitySection.app == app.id.bytes)
+        # A person may be named after a cookie that is somebody else's by now.
+        others = await _owned(persons)
+        await forget([*identifiers, *visitors, *(key for key in persons if key not in others)], before)
+        also, but = await _reattributed(set(persons))
+        work = _Work(
+            persons=[UUID(bytes=key[16:]) for key in persons],
+            visitors=[key[16:] for key in visitors],
+            uuids=_values(identifiers, UUID_KIND),
+            emails=_values(identifiers, EMAIL_KIND),
+            fbids=_values(identifiers, FBID_KIND),
+            before=before,
+            revision=revision,
+            also=also,
+            but=but,
+        )
+        deletion = Deletion(
+            app_id=app.id,
+            requested_at=now,
+            asked_by=asked_by[:100],
+            persons=len(persons),
+            identifiers=len(identifiers),
+            visitors=len(visitors),
+            work=msgspec.msgpack.encode(work),
+        )
+        await deletion.save()
+    return deletion
+
+
+async def list_deletions(app: App) -> list[Deletion]:
+    """The receipts of the app's deletions, newest first."""
+    newest = Deletion.objects().where(Deletion.app_id == app.id).order_by(Deletion.requested_at, ascending=False)
+    return await newest.limit(_SHOWN)
+
+
+async def unscoped_last_deletions(since_ms: int) -> dict[bytes, int]:
+    """When somebody was last deleted (ms), for each app (16 bytes) where that was after `since_ms`."""
+    after = datetime.fromtimestamp(since_ms / 1000, UTC)
+    rows = await Deletion.select(Deletion.app_id, Deletion.requested_at).where(Deletion.requested_at > after)
+    last: dict[bytes, int] = {}
+    for row in rows:
+        app, at = row["app_id"].bytes, int(row["requested_at"].timestamp() * 1000)
+        last[app] = max(at, last.get(app, 0))
+    return last
+
+
+async def unscoped_newest_pending() -> datetime | None:
+    """When the newest deletion was asked for that is not done with; None when all are."""
+    pending = Deletion.select(Deletion.requested_at).where(Deletion.done_at.is_null())
+    newest = await pending.order_by(Deletion.requested_at, ascending=False).first()
+    return newest["requested_at"] if newest else None
+
+
+async def unscoped_work_off(store: Store, digested_until: datetime, now: datetime) -> int:
+    """Begin to remove what is left of deleted persons, or see that it is gone; returns how many are done with.
+
+    Nothing that came before `digested_until` is still to be stored.
+    """
+    done = 0
+    pending = Deletion.objects().where(Deletion.done_at.is_null()).order_by(Deletion.requested_at).limit(_AT_ONCE)
+    for deletion in await pending:
+        if await _work_off(store, deletion, digested_until, now):
+            done += 1
+    return done
+
+
+async def unscoped_expire_people(store: Store, now: datetime) -> int:
+    """Remove whoever has no event left in an app that keeps them for some days only; returns how many.
+
+    To be done once a day: it asks about every known person of these apps.
+    """
+    removed = 0
+    apps = await App.select(App.id, App.retention_days).where(App.retention_days.is_not_null())
+    for app in apps:
+        first, before = app["id"].bytes, now - timedelta(days=app["retention_days"])
+        after = (app["id"].int + 1).to_bytes(16, "big")
+        old = (Person.known_at < int(before.timestamp() * 1000)) & Person.merged_into.is_null() & (Person.key < after)
+        while rows := (
+            await Person.select(Person.key).where(Person.key > first, old).order_by(Person.key).limit(_PEOPLE_AT_ONCE)
+        ):
+            keys = [row["key"] for row in rows]
+            removed += await _expire(store, app["id"], keys)
+            first = keys[-1]
+    return removed
+
+
+async def _expire(store: Store, app_id: UUID, roots: list[bytes]) -> int:
+    persons = {root: [root, *merged] for root, merged in (await merged_with(roots)).items()}
+    ids = [UUID(bytes=key[16:]) for keys in persons.values() for key in keys]
+    app = f"app_id = '{app_id}'"
+    rows = await store.query(
+        f"SELECT person_id AS person FROM events WHERE {app} AND person_id IN ({_listed(ids)}) GROUP BY person_id", {}
+    )
+    active = {app_id.bytes + row["person"].bytes for row in rows}
+    async with transaction():
+        await _lock_clock(app_id)
+        # An event of theirs that is identified is stored before its machine identifies the next batch.
+        for batch in await IdentifiedBatch.select(IdentifiedBatch.persons):
+            pairs: bytes = batch["persons"]
+            active.update(app_id.bytes + pairs[at + 16 : at + 32] for at in range(0, len(pairs), 32))
+        # Whoever was merged meanwhile is looked at tomorrow.
+        unchanged = await merged_with(roots)
+        gone = [
+            key
+            for root, keys in persons.items()
+            if len(unchanged[root]) == len(keys) - 1 and active.isdisjoint(keys)
+            for key in keys
+        ]
+        if gone:
+            await _remove(Identifier, app_id, gone)
+            await _remove(Visitor, app_id, gone)
+            for start in range(0, len(gone), _KEYS_A_STATEMENT):
+                await Person.delete().where(Person.key.is_in(gone[start : start + _KEYS_A_STATEMENT]))
+    if gone:
+        theirs = _listed([UUID(bytes=key[16:]) for key in gone])
+        mark = str(UUID(bytes=gone[0][16:]))
+        await mutate(store, "person_properties", "DELETE", f"{app} AND person_id IN ({theirs})", mark)
+        await mutate(store, "person_aliases", "DELETE", f"{app} AND person IN ({theirs})", mark)
+    return len([root for root in roots if root in set(gone)])
+
+
+async def unscoped_off_the_disk() -> None:
+    """Have SQLite write over what was deleted: until then it can be found in its log."""
+    if Deletion._meta.db.engine_type == "sqlite":
+        await Deletion.raw("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+async def _work_off(store: Store, deletion: Deletion, digested_until: datetime, now: datetime) -> bool:
+    work = msgspec.msgpack.decode(deletion.work or b"", type=_Work)
+    app = f"app_id = '{deletion.app_id}'"
+    persons = _listed(work.persons)
+    mark = str(work.persons[0])
+    old = f"{app} AND received_at < fromUnixTimestamp64Milli({work.before}, 'UTC')"
+    theirs = f"{old} AND person_id IN ({persons})"
+    but, also = _listed(work.but), _listed(work.also)
+    events = await mutate(
+        store,
+        "events",
+        "DELETE",
+        f"{old} AND (person_id IN ({persons}){but and f' AND id NOT IN ({but})'}{also and f' OR id IN ({also})'})",
+        mark,
+    )
+    properties = await mutate(store, "person_properties", "DELETE", theirs, mark, "uniqExact(field)")
+    merges = f"{app} AND (alias IN ({persons}) OR person IN ({persons})) AND version <= {work.revision}"
+    aliases = await mutate(store, "person_aliases", "DELETE", merges, mark)
+    rejections = await _change_mentions(store, work.emails, old, "rejections", "DELETE")
+    others = await _change_mentions(store, work.emails, old, "events", "UPDATE email = '', query = ''")
+    # Not from what `deletion` holds: another process may count, too.
+    counts = ((Deletion.events, events), (Deletion.properties, properties), (Deletion.rejections, rejections))
+    for column, found in counts:
+        if found.begun:
+            await Deletion.update({column: column + found.rows}).where(Deletion.id == deletion.id)
+    if any(found.rows for found in (events, properties, aliases, rejections, others)):
+        return False
+    if deletion.requested_at > digested_until:
+        return False
+    if work.gone_at is None:
+        work.gone_at = int(now.timestamp())
+        await Deletion.update({Deletion.work: msgspec.msgpack.encode(work)}).where(Deletion.id == deletion.id)
+    if await _old_parts(store, work.gone_at):
+        return False
+    ended = (
+        await Deletion.update({Deletion.done_at: now, Deletion.work: None})
+        .where(Deletion.id == deletion.id, Deletion.done_at.is_null())
+        .returning(Deletion.id)
+    )
+    return bool(ended)
+
+
+async def _old_parts(store: Store, since: int) -> bool:
+    """Whether the engine still has the files of what mutations replaced until then (seconds)."""
+    found = await store.query(
+        "SELECT 1 AS x FROM system.parts WHERE database = currentDatabase() AND table IN {tables:Array(String)} "
+        "AND NOT active AND remove_time <= toDateTime({since:UInt32}) LIMIT 1",
+        {"tables": list(TABLES), "since": since},
+    )
+    return bool(found)
+
+
+async def _change_mentions(store: Store, emails: Sequence[str], old: str, table: str, verb: str) -> Found:
+    """Do this to the `old` rows that one of the addresses was sent with; a mutation names them by their ids."""
+    if not emails:
+        return Found(0, begun=False)
+    mentioned = (
+        "multiSearchAnyCaseInsensitiveUTF8(query, {texts:Array(String)}) "
+        "OR multiSearchAny(query, {base64:Array(String)})"
+    )
+    if table == "events":
+        mentioned += " OR has({emails:Array(String)}, email)"
+    values = {
+        "emails": list(emails),
+        "texts": [form for email in emails for form in _escaped(email)],
+        "base64": [form for email in emails for form in _in_base64(email)],
+    }
+    rows = await store.query(f"SELECT id FROM {table} WHERE {old} AND ({mentioned}) LIMIT {_NAMED_AT_ONCE}", values)
+    if not rows:
+        return Found(0, begun=False)
+    ids = ", ".join(f"'{row['id']}'" for row in rows)
+    return await mutate(store, table, verb, f"{old} AND id IN ({ids})", str(rows[0]["id"]))
+
+
+def _escaped(email: str) -> list[str]:
+    """The address as it may stand in a query string: percent-encoded up to three times."""
+    forms = [email]
+    for _ in range(3):
+        forms.append(quote(forms[-1], safe=""))
+    return forms
+
+
+def _in_base64(email: str) -> list[str]:
+    """The address as it may stand in Base64, of either alphabet: at each of three offsets, without the edges."""
+    forms: set[str] = set()
+    for offset in range(3):
+        data = b"\0" * offset + email.encode()
+        start = -(-offset * 4 // 3)
+        end = len(data) * 4 // 3
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            form = encode(data).decode()[start:end]
+            forms |= {form, quote(form, safe="")}
+    return sorted(forms)
+
+
+async def _lock_clock(app_id: UUID) -> int:
+    """Keep everybody else from changing the app's persons until the transaction ends; returns the revision."""
+    rows: list[dict[str, Any]] = await IdentityClock.raw(
+        "INSERT INTO identity_clock (app, newest, revision) VALUES ({}, 0, 1) "
+        "ON CONFLICT (app) DO UPDATE SET revision = identity_clock.revision + 1 RETURNING revision",
+        app_id.bytes,
+    )
+    return rows[0]["revision"]
+
+
+async def _owned(cookies: Sequence[bytes]) -> set[bytes]:
+    """Those of the keys that are cookies somebody owns."""
+    owned: set[bytes] = set()
+    for start in range(0, len(cookies), _KEYS_A_STATEMENT):
+        some = list(cookies[start : start + _KEYS_A_STATEMENT])
+        owned |= {row["key"] for row in await Visitor.select(Visitor.key).where(Visitor.key.is_in(some))}
+    return owned
+
+
+async def _reattributed(persons: set[bytes]) -> tuple[list[UUID], list[UUID]]:
+    """Events that are these persons' but were stored as somebody else's, and the other way round.
+
+    Of the first nothing has to be put right any more. There are rarely any: what two machines digested within seconds.
+    """
+    rows = await Reattribution.select()
+    also = [row["hit_id"] for row in rows if row["person"] in persons]
+    but = [row["hit_id"] for row in rows if row["was"] in persons and row["person"] not in persons]
+    if also:
+        await Reattribution.delete().where(Reattribution.hit_id.is_in(also))
+    return [UUID(bytes=each) for each in also], [UUID(bytes=each) for each in but]
+
+
+def _values(identifiers: Sequence[bytes], kind: int) -> list[str]:
+    return [key[17:].decode(errors="surrogatepass") for key in identifiers if key[16] == kind]
+
+
+def _listed(ids: Sequence[UUID]) -> str:
+    return ", ".join(f"'{each}'" for each in ids)
+
+
+async def _remove(table: type[Identifier | Visitor], app_id: UUID, persons: Sequence[bytes]) -> list[bytes]:
+    """Remove what these persons own; returns the keys."""
+    removed: list[bytes] = []
+    for start in range(0, len(persons), _KEYS_A_STATEMENT):
+        theirs = table.person.is_in(list(persons[start : start + _KEYS_A_STATEMENT]))
+        if table is Visitor:
+            # Nothing finds them by person: all the app's are looked at, a million in a fifth of a second.
+            after = (app_id.int + 1).to_bytes(16, "big")
+            theirs = theirs & (table.key >= app_id.bytes) & (table.key < after)
+        removed += [row["key"] for row in await table.delete().where(theirs).returning(table.key)]
+    return removed

@@ -1,0 +1,426 @@
+"""A deleted person is gone from every store, and comes back from nowhere; nobody else loses anything."""
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+
+from server.event_store import EventStore
+from server.journal import hit_id
+from tenants import deletions, people
+from tenants.apps import change_app, create_app, delete_app
+from tenants.deletions import (
+    delete_person,
+    find_person,
+    list_deletions,
+    unscoped_expire_people,
+    unscoped_last_deletions,
+    unscoped_newest_pending,
+    unscoped_work_off,
+)
+from tenants.erasures import unscoped_erase_apps, unscoped_expire
+from tenants.errors import NotFound
+from tenants.events import event_row, rejection_row
+from tenants.forgotten import ForgottenKeys, unscoped_forgotten, unscoped_purge_forgotten
+from tenants.hits import Event, Rejection, decode, identifiers_in
+from tenants.identifiers import known, owner_of
+from tenants.identities import Sighting
+from tenants.people import identify
+from tenants.tables import (
+    App,
+    Deletion,
+    Forgotten,
+    Identifier,
+    IdentityClock,
+    IdentitySection,
+    Person,
+    Reattribution,
+    Tenant,
+    Visitor,
+)
+
+NOW = int(time.time() * 1000)
+ANN, BOB = "ann@example.org", "bob@example.org"
+
+
+class Hits:
+    """An app's hits, digested one by one. They come a second apart, the first a minute ago."""
+
+    def __init__(self, app: App, store: EventStore) -> None:
+        self.app = app
+        self.store = store
+        self.at = NOW - 60_000
+
+    async def __call__(
+        self, cookie: UUID | None = None, rejected: bool = False, query: str = "", **params: Any
+    ) -> UUID:
+        """A hit with these values; returns the person's id, or the hit's if it is rejected."""
+        self.at += 1_000
+        named = hit_id(int.from_bytes(uuid4().bytes[:8], "big"), 0, self.at)
+        sent = query or f"event_token={'' if rejected else 'e'}&params={quote(msgspec.json.encode(params).decode())}"
+        found = decode("event", sent.encode(), "USD", privacy=False)
+        app, visitor = self.app.id.int, cookie.int if cookie else 0
+        if isinstance(found, Rejection):
+            await self.store.insert("rejections", [rejection_row(found, app, self.at, named, "event")], uuid4().hex)
+            return UUID(int=named)
+        row = event_row(found, app, self.at, named, "event", visitor, "", b"", b"", b"")
+        told = found.uuid, found.email, found.fbid
+        sighting = Sighting(
+            named.to_bytes(16, "big"), self.at, self.app.id.bytes, visitor.to_bytes(16, "big"), False, *told
+        )
+        (person,) = await identify([sighting], "journal", uuid4().hex, False, self.at)
+        if person:
+            row = (*row[:-2], int.from_bytes(person, "big"), True)
+        await self.store.insert("events", [row], uuid4().hex)
+        if rows := await people.unscoped_untold():
+            await self.store.insert("person_aliases", rows, uuid4().hex)
+            await people.told(rows)
+        return UUID(int=row[-2])
+
+    async def count(self, table: str, condition: str = "1") -> int:
+        rows = await self.store.query(
+            f"SELECT count() AS n FROM {table} WHERE app_id = {{app:UUID}} AND {condition}", {"app": str(self.app.id)}
+        )
+        return rows[0]["n"]
+
+
+@pytest.fixture
+async def shop(alice: Tenant, event_store: EventStore) -> Hits:
+    return Hits((await create_app(alice, "Shop"))[0], event_store)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    end = time.monotonic() + 60
+    while not await condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+
+
+async def work_off(store: EventStore, minutes: float = 0) -> int:
+    now = datetime.now(UTC) + timedelta(minutes=minutes)
+    return await unscoped_work_off(store, now, now)
+
+
+async def removed(shop: Hits, deletion: Deletion) -> Deletion:
+    """The receipt, once nothing is left in the event store (whose files the engine keeps for a while)."""
+
+    async def is_gone() -> bool:
+        await work_off(shop.store)
+        (found,) = await Deletion.objects().where(Deletion.id == deletion.id)
+        return not found.work or msgspec.msgpack.decode(found.work)[-1] is not None
+
+    await until(is_gone)
+    return await Deletion.objects().get(Deletion.id == deletion.id) or deletion
+
+
+async def test_everything_of_a_person_goes_and_nobody_elses(shop: Hits, bob: Tenant) -> None:
+    theirs, others = uuid4(), uuid4()
+    elsewhere = Hits((await create_app(bob, "Shop"))[0], shop.store)
+    await shop(theirs)
+    ann = await shop(theirs, email=ANN, plan="pro")
+    await shop(theirs, uuid="7", plan="free")
+    await shop(uuid4(), email=ANN, fbid="12345")
+    kept = [await shop(others, email=BOB, plan="pro"), await shop(uuid4()), await elsewhere(theirs, email=ANN)]
+    assert ann == theirs
+    deletion = await delete_person(shop.app, ann, "Alice", datetime.now(UTC))
+    # At once
+    assert await owner_of(shop.app, email=ANN) is None
+    assert await known(shop.app, [ann]) == {}
+    with pytest.raises(NotFound):
+        await find_person(shop.app, shop.store, str(uuid4()))
+    # Soon
+    receipt = await removed(shop, deletion)
+    assert (receipt.persons, receipt.identifiers, receipt.visitors) == (2, 3, 2)
+    assert (receipt.events, receipt.properties, receipt.rejections) == (4, 1, 0)
+    assert await shop.count("events") == 2
+    assert await shop.count("person_properties") == 1
+    assert await elsewhere.count("events") == await elsewhere.count("events", f"email = '{ANN}'") == 1
+    assert await owner_of(shop.app, email=BOB) == kept[0]
+    assert await owner_of(elsewhere.app, email=ANN) == kept[2]
+    assert {row.key[:16] for row in await Visitor.objects()} == {shop.app.id.bytes, elsewhere.app.id.bytes}
+    assert await IdentitySection.exists().where(IdentitySection.app == shop.app.id.bytes) is False
+
+
+async def test_all_who_were_merged_into_a_person_go_too(shop: Hits) -> None:
+    first, second = uuid4(), uuid4()
+    await shop(first, uuid="1", a=1)
+    await shop(second, email=ANN, b=2)
+    await shop(uuid4(), uuid="1", email=ANN)
+    person = await owner_of(shop.app, email=ANN)
+    assert person is not None
+    assert person in (first, second)
+    assert await shop.count("person_aliases") > 0
+    # By the id of the one that was merged, too.
+    gone = second if person == first else first
+    assert await find_person(shop.app, shop.store, str(gone)) == person
+    receipt = await removed(shop, await delete_person(shop.app, person, "Alice", datetime.now(UTC)))
+    assert receipt.persons >= 2
+    for table in ("events", "person_aliases", "person_properties"):
+        assert await shop.count(table) == 0
+    prefix = shop.app.id.bytes
+    assert [row.key for table in (Person, Identifier, Visitor) for row in await table.objects()
+            if row.key.startswith(prefix)] == []  # fmt: skip
+
+
+async def test_a_receipt_has_nothing_of_the_person_when_it_is_done(shop: Hits, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann = await shop(uuid4(), email=ANN)
+    deletion = await delete_person(shop.app, ann, "Alice", datetime.now(UTC))
+    assert await unscoped_newest_pending() == deletion.requested_at
+    await removed(shop, deletion)
+    # The engine still has the files; a hit that came before may still be on its way.
+    assert await work_off(shop.store) == 0
+
+    async def no_old_parts(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(deletions, "_old_parts", no_old_parts)
+    assert await unscoped_work_off(shop.store, deletion.requested_at - timedelta(seconds=1), datetime.now(UTC)) == 0
+    assert await work_off(shop.store) == 1
+    assert await work_off(shop.store) == 0
+    assert await unscoped_newest_pending() is None
+    (row,) = await Deletion.select(*Deletion.all_columns(), exclude_secrets=False)
+    assert row["work"] is None
+    assert row["done_at"] is not None
+    shown = repr(row)
+    assert ANN not in shown
+    assert ann.hex not in shown.replace("-", "")
+    assert [each.id for each in await list_deletions(shop.app)] == [deletion.id]
+
+
+async def test_what_a_batch_under_way_stores_goes_as_well(shop: Hits) -> None:
+    cookie = uuid4()
+    ann = await shop(cookie, email=ANN)
+    deletion = await delete_person(shop.app, ann, "Alice", datetime.now(UTC))
+    await removed(shop, deletion)
+    found = decode("event", b"event_token=late", "USD", privacy=False)
+    assert isinstance(found, Event)
+    row = event_row(found, shop.app.id.int, NOW - 30_000, uuid4().int, "event", cookie.int, "", b"", b"", b"")
+    await shop.store.insert("events", [(*row[:-2], ann.int, True)], uuid4().hex)
+    assert await work_off(shop.store, 99) == 0
+
+    async def is_gone() -> bool:
+        return await shop.count("events") == 0
+
+    await until(is_gone)
+
+
+async def test_the_browser_goes_on_as_somebody_new(shop: Hits) -> None:
+    cookie = uuid4()
+    assert await shop(cookie, email=ANN, plan="pro") == cookie
+    now = datetime.now(UTC)
+    deletion = await delete_person(shop.app, cookie, "Alice", now)
+    shop.at = int(now.timestamp() * 1000)
+    # Anonymous, under the same cookie; and whoever has the address then has no past.
+    assert await shop(cookie) == cookie
+    assert await shop.count("events", "NOT identified") == 1
+    assert await shop(cookie, email=ANN, plan="free") == cookie
+    await removed(shop, deletion)
+    assert await shop.count("events") == 2
+    assert [row["value"] for row in await shop.store.query(
+        "SELECT value FROM person_properties FINAL WHERE app_id = {app:UUID}", {"app": str(shop.app.id)}
+    )] == ['"free"']  # fmt: skip
+    # And they can be deleted again.
+    again = await removed(shop, await delete_person(shop.app, cookie, "Alice", now + timedelta(seconds=9)))
+    assert again.events == 2
+    assert await shop.count("events") == 0
+
+
+async def test_hits_that_came_before_bring_nobody_back(shop: Hits) -> None:
+    cookie = uuid4()
+    ann = await shop(cookie, email=ANN, uuid="7")
+    now = datetime.now(UTC)
+    before = int(now.timestamp() * 1000)
+    await delete_person(shop.app, ann, "Alice", now)
+    late = before - 1
+    for visitor, told in (
+        (None, {"email": ANN}),
+        (None, {"uuid": "7"}),
+        (cookie.bytes, dict[str, str]()),
+        (uuid4().bytes, {"email": ANN, "uuid": "8"}),
+    ):
+        for at, forgotten in ((late, True), (before, False)):
+            keys = await unscoped_forgotten(at)
+            assert keys.covers(shop.app.id.bytes, at, visitor, **told) == forgotten, told
+    before_that = await Identifier.count()
+    hit = Sighting(uuid4().bytes, late, shop.app.id.bytes, cookie.bytes, False, None, ANN)
+    assert await identify([hit], "journal", "late", False, before) == [b""]
+    assert await Identifier.count() == before_that
+    assert not await unscoped_forgotten(before)
+    assert await unscoped_last_deletions(late) == {shop.app.id.bytes: before}
+
+
+async def test_another_apps_hits_are_not_forgotten(shop: Hits, bob: Tenant) -> None:
+    other, _ = await create_app(bob, "Shop")
+    ann = await shop(uuid4(), email=ANN)
+    await delete_person(shop.app, ann, "Alice", datetime.now(UTC))
+    keys = await unscoped_forgotten(0)
+    assert keys.covers(shop.app.id.bytes, NOW - 1, None, email=ANN)
+    assert not keys.covers(other.id.bytes, NOW - 1, None, email=ANN)
+    assert not ForgottenKeys({})
+
+
+async def test_a_shared_browser_is_the_later_logins(shop: Hits) -> None:
+    cookie = uuid4()
+    ann = await shop(cookie, email=ANN)
+    bob = await shop(cookie, email=BOB)
+    await shop(cookie)
+    await removed(shop, await delete_person(shop.app, ann, "Alice", datetime.now(UTC)))
+    assert ann == cookie != bob
+    assert await shop.count("events") == 2
+    keys = await unscoped_forgotten(0)
+    assert not keys.covers(shop.app.id.bytes, NOW - 1, cookie.bytes)
+    # Known by their address still.
+    assert await shop(cookie) == bob
+
+
+async def test_events_of_others_that_were_sent_with_the_address_lose_it(shop: Hits) -> None:
+    ann = await shop(uuid4(), email=ANN, uuid="1")
+    # The customer's own id is stronger: this is another person's, and the address stays ann's.
+    other = await shop(uuid4(), email=ANN, uuid="2")
+    assert other != ann
+    await removed(shop, await delete_person(shop.app, ann, "Alice", datetime.now(UTC)))
+    rows = await shop.store.query(
+        "SELECT person_id, email, uuid, query FROM events WHERE app_id = {app:UUID}", {"app": str(shop.app.id)}
+    )
+    assert [tuple(row.values()) for row in rows] == [(other, "", "2", "")]
+
+
+BASE64 = "eyJlbWFpbCI6ICJhbm5AZXhhbXBsZS5vcmcifQ=="  # {"email": "ann@example.org"}
+MENTIONS = [
+    'params={"email":"ann@example.org"}',
+    'params={"email":"ANN@Example.org"}',
+    "params=%7B%22email%22%3A%22ann%40example.org%22%7D",
+    "params=%257B%2522email%2522%253A%2522ann%2540example.org%2522%257D",
+    f"params={BASE64}",
+    f"params={quote(BASE64)}",
+    "params=" + "eyJhIjoxLCJlbWFpbCI6ImFubkBleGFtcGxlLm9yZyJ9",
+    "params=" + "eyJhYiI6MSwiZW1haWwiOiJhbm5AZXhhbXBsZS5vcmcifQ",
+    "mail=ann@example.org",
+]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_rejected_hits_with_the_address_go(shop: Hits) -> None:
+    ann = await shop(uuid4(), email=ANN)
+    for query in MENTIONS:
+        await shop(rejected=True, query=query)
+    kept = [
+        await shop(rejected=True, query=query) for query in ("", "params=%7B%22email%22%3A%22joann%40example.com%22")
+    ]
+    receipt = await removed(shop, await delete_person(shop.app, ann, "Alice", datetime.now(UTC)))
+    rows = await shop.store.query("SELECT id FROM rejections WHERE app_id = {app:UUID}", {"app": str(shop.app.id)})
+    assert {row["id"] for row in rows} == set(kept)
+    assert receipt.rejections == len(MENTIONS)
+
+
+def test_identifiers_are_found_in_hits_that_are_rejected() -> None:
+    for query in MENTIONS[:-1]:
+        assert identifiers_in(query.encode())[0] == ANN, query
+    assert identifiers_in(b"event_token=&params=x") == (None, None, None)
+    assert identifiers_in(b"params=" + b"a" * 9_000) == (None, None, None)
+
+
+async def test_an_event_that_is_somebody_elses_after_all_stays(shop: Hits) -> None:
+    cookie = uuid4()
+    ann = await shop(cookie, email=ANN)
+    bob = await shop(uuid4(), email=BOB)
+    rows = await shop.store.query("SELECT id, email FROM events WHERE app_id = {app:UUID}", {"app": str(shop.app.id)})
+    of = {row["email"]: row["id"] for row in rows}
+    app = shop.app.id.bytes
+    await Reattribution.insert(
+        Reattribution(hit_id=of[ANN].bytes, received_at=NOW, was=app + ann.bytes, person=app + bob.bytes, since=NOW),
+        Reattribution(hit_id=of[BOB].bytes, received_at=NOW, was=app + bob.bytes, person=app + ann.bytes, since=NOW),
+    )
+    await removed(shop, await delete_person(shop.app, ann, "Alice", datetime.now(UTC)))
+    rows = await shop.store.query("SELECT id, email FROM events WHERE app_id = {app:UUID}", {"app": str(shop.app.id)})
+    # It is to become bob's, but it was sent with ann's address.
+    assert [(row["id"], row["email"]) for row in rows] == [(of[ANN], "")]
+    assert [row.hit_id for row in await Reattribution.objects()] == [of[ANN].bytes]
+
+
+async def test_an_anonymous_visitor_can_be_deleted(shop: Hits) -> None:
+    cookie = uuid4()
+    await shop(cookie)
+    await shop(uuid4())
+    assert await find_person(shop.app, shop.store, str(cookie)) == cookie
+    receipt = await removed(shop, await delete_person(shop.app, cookie, "Alice", datetime.now(UTC)))
+    assert (receipt.persons, receipt.identifiers, receipt.events) == (1, 0, 1)
+    assert await shop.count("events") == 1
+    for other in (str(cookie), cookie.hex, "{" + str(cookie) + "}", str(UUID(int=0)), "x", ""):
+        with pytest.raises(NotFound):
+            await find_person(shop.app, shop.store, other)
+
+
+async def test_of_a_deleted_app_nobody_is_deleted_and_no_receipt_stays(shop: Hits) -> None:
+    ann = await shop(uuid4(), email=ANN)
+    await delete_person(shop.app, ann, "Alice", datetime.now(UTC))
+    app = App(id=shop.app.id, tenant=shop.app.tenant, name="Shop")
+    await shop(uuid4(), email=BOB)
+    await delete_app(shop.app)
+    with pytest.raises(NotFound):
+        await delete_person(app, ann, "Alice", datetime.now(UTC))
+    await unscoped_erase_apps(shop.store, datetime.now(UTC))
+    assert await unscoped_newest_pending() is None
+    assert [await table.count() for table in (Person, Identifier, Visitor, IdentityClock, Deletion)] == [0] * 5
+
+
+async def test_what_was_forgotten_is_forgotten_after_90_days(shop: Hits) -> None:
+    now = datetime.now(UTC)
+    ann, bob = await shop(uuid4(), email=ANN), await shop(uuid4(), email=BOB)
+    await delete_person(shop.app, ann, "Alice", now - timedelta(days=90, seconds=1))
+    await delete_person(shop.app, bob, "Alice", now - timedelta(days=89))
+    assert await Forgotten.count() == 4
+    await unscoped_purge_forgotten(now)
+    assert await Forgotten.count() == 2
+
+
+async def test_people_go_when_no_event_of_theirs_is_left(shop: Hits) -> None:
+    day = timedelta(days=1)
+    now = datetime.now(UTC)
+    shop.at = NOW - 40 * 86_400_000
+    first, second = uuid4(), uuid4()
+    old = await shop(first, email=ANN, plan="pro")
+    await shop(second, uuid="1")
+    await shop(uuid4(), uuid="1", email=ANN)
+    returning = uuid4()
+    kept = await shop(returning, email=BOB, plan="free")
+    shop.at = NOW - 86_400_000
+    await shop(returning)
+    under_way = await shop(uuid4(), email="carol@example.org")
+    # Not of apps that keep them for ever.
+    assert await unscoped_expire_people(shop.store, now + 900 * day) == 0
+    await change_app(shop.app, retention_days=30)
+    assert await unscoped_expire_people(shop.store, now) == 0
+    await unscoped_expire(shop.store, now)
+
+    async def is_gone() -> bool:
+        return await shop.count("events") == 2
+
+    await until(is_gone)
+    assert await unscoped_expire_people(shop.store, now) == 1
+    assert await owner_of(shop.app, email=ANN) is None
+    assert await owner_of(shop.app, email=BOB) == kept
+    assert await owner_of(shop.app, email="carol@example.org") == under_way
+
+    async def are_gone() -> bool:
+        return (await shop.count("person_properties"), await shop.count("person_aliases")) == (1, 0)
+
+    await until(are_gone)
+    assert old in (first, second)
+    # Whose newest event may not be stored yet is left alone.
+    await unscoped_expire(shop.store, now + 40 * day)
+
+    async def none_is_left() -> bool:
+        return await shop.count("events") == 0
+
+    await until(none_is_left)
+    assert await unscoped_expire_people(shop.store, now + 40 * day) == 1
+    assert await owner_of(shop.app, email=BOB) is None
+    assert await owner_of(shop.app, email="carol@example.org") == under_way
