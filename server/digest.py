@@ -39,6 +39,7 @@ from server.journal import (
     Damage,
     Frame,
     Hit,
+    ask_to_let_go,
     hit_id,
     keep_damage,
     read_frames,
@@ -71,6 +72,8 @@ _RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)
 _ASKED_AT_ONCE = 2_000
 _PURGE_SECONDS = 3600.0
 _ASIDE_SECONDS = 10.0
+# Each time every writer of the journal begins a new segment.
+_EMPTY_SECONDS = 5.0
 _EVENT_ID_DAYS = 30
 # A batch's take a fifth of a second; a control database that hangs is one that is away.
 _CLAIM_SECONDS = 30.0
@@ -356,6 +359,7 @@ def drop_forgotten(found: Understood, forgotten: ForgottenKeys) -> None:
     found.events = [found.events[place] for place in kept]
     found.rejections = [row for row in found.rejections if row[2] not in dropped]
     found.claims = [claim for claim in found.claims if int.from_bytes(claim.hit_id, "big") not in dropped]
+    found.tokens = [token for token in found.tokens if int.from_bytes(token.hit_id, "big") not in dropped]
     moved = {place: number for number, place in enumerate(kept)}
     sighted = [number for number, place in enumerate(found.places) if place in moved]
     found.sightings = [found.sightings[number] for number in sighted]
@@ -448,6 +452,9 @@ class Digester:
         # Whether the event store may have to hear of persons: a digest that was killed may have left some.
         self._untold = True
         self._memory = Memory()
+        # Whether segments may hold access tokens that were digested; and when they were last asked to go.
+        self._holds_secrets = True
+        self._emptied = -math.inf
 
     def stop(self) -> None:
         """End `run` after the current batch; the rest stays in the journal."""
@@ -508,6 +515,7 @@ class Digester:
         if self._untold:
             await self._tell()
         if batch is None:
+            self._empty_journal()
             await self._purge(state)
             return False
         await self._know_apps(batch)
@@ -526,6 +534,9 @@ class Digester:
         async with asyncio.timeout(_CLAIM_SECONDS):
             await access_tokens.keep(self._key, found.tokens, int(time.time() * 1000))
         await self._store_batch(state, batch, found)
+        if found.tokens:
+            self._holds_secrets = True
+        self._empty_journal()
         if found.watched:
             await self._listener.became(list(found.watched.values()))
         figures = self.figures
@@ -554,6 +565,13 @@ class Digester:
         attribute(found, places, persons)
         self._untold = True
         await self._tell()
+
+    def _empty_journal(self) -> None:
+        """Have the segments go whose hits carried access tokens, which must not stay there once they are digested."""
+        if self._holds_secrets and time.monotonic() - self._emptied > _EMPTY_SECONDS:
+            ask_to_let_go(self._folder)
+            self._holds_secrets = False
+            self._emptied = time.monotonic()
 
     def _in_order(self) -> bool:
         """Whether all hits there are came after those of the batches before: of one process they do."""

@@ -281,9 +281,10 @@ class EventStore:
                 "insert_deduplicate": 1,
                 "insert_deduplication_token": token,
                 "async_insert": 0,
-                # For the view that collects properties: texts that look like times stay as they are.
+                # For the view that collects properties: texts that look like times, or have a slash, stay as they are.
                 "input_format_try_infer_dates": 0,
                 "input_format_try_infer_datetimes": 0,
+                "output_format_json_escape_forward_slashes": 0,
             }
             if self.embedded:
                 # Read by the engine itself: the client's own way would copy the file once more.

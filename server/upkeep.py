@@ -1,4 +1,4 @@
-"""What `onepx serve` does now and then beside its work: what is deleted, or kept no longer, goes."""
+"""What `onepx serve` does now and then: what is deleted or kept no longer goes, merged persons become one for good."""
 
 import asyncio
 import time
@@ -17,6 +17,7 @@ from tenants.deletions import (
 )
 from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
 from tenants.forgotten import unscoped_purge_forgotten
+from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
 
 log = structlog.get_logger()
 
@@ -24,6 +25,8 @@ _ROUND_SECONDS = 5.0
 # Each time looks through the sizes of all raw queries there are.
 _FORGET_SECONDS = 6 * 3600.0
 _EXPIRE_SECONDS = 3600.0
+# Each time the persons of all events of a month are written again.
+_REWRITE_SECONDS = 300.0
 # What a restart needs the machine for comes first.
 _FIRST_SECONDS = 60.0
 # Other machines' digests have stored what came before, or asked again who was deleted meanwhile.
@@ -33,14 +36,20 @@ _SETTLED = timedelta(minutes=15)
 async def keep_up(store: EventStore, journal_dir: Path) -> None:
     """Do it for ever. What fails is logged, once, and tried again."""
     failing = False
-    forget_at = expire_at = time.monotonic() + _FIRST_SECONDS
+    forget_at = expire_at = rewrite_at = time.monotonic() + _FIRST_SECONDS
     asked: datetime | None = None
     expired_on: date | None = None
     while True:
         await asyncio.sleep(_ROUND_SECONDS)
         try:
-            if done := await unscoped_erase_apps(store, datetime.now(UTC)):
+            now = datetime.now(UTC)
+            if done := await unscoped_erase_apps(store, now):
                 log.info("deleted apps erased", apps=done)
+            await unscoped_collect(store, now)
+            await unscoped_reattribute(store, now)
+            if time.monotonic() >= rewrite_at:
+                await unscoped_rewrite(store, now)
+                rewrite_at = time.monotonic() + _REWRITE_SECONDS
             newest = await unscoped_newest_pending()
             if newest is not None:
                 if newest != asked:
@@ -60,7 +69,7 @@ async def keep_up(store: EventStore, journal_dir: Path) -> None:
                     expired_on = today
         except Exception as error:  # a store that is away, or a bug: neither may end this
             if not failing:
-                log.warning("what is deleted waits to be erased", error=type(error).__name__)
+                log.warning("what is deleted, and what persons became, waits", error=type(error).__name__)
             failing = True
         else:
             failing = False

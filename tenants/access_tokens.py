@@ -357,7 +357,8 @@ async def retry_now(app: App, now_ms: int) -> None:
 
 
 async def forget(
-    app: App,
+    app_id: UUID,
+    before_ms: int,
     *,
     visitors: Collection[bytes] = (),
     hit_ids: Collection[bytes] = (),
@@ -365,7 +366,7 @@ async def forget(
     emails: Collection[str] = (),
     fbids: Collection[str] = (),
 ) -> int:
-    """Remove the tokens that anybody with one of these sent, or whose user this is; returns how many there were.
+    """Remove the tokens that anybody with one of these sent before then, or whose user this is; returns how many.
 
     A token that several people sent goes for all of them.
     """
@@ -380,11 +381,13 @@ async def forget(
         if values:
             mentions = mentions | column.is_in(list(values))
     async with transaction():
-        rows = await TokenSender.select(TokenSender.token).where(TokenSender.app_id == app.id, mentions)
+        sent = (TokenSender.app_id == app_id) & (TokenSender.received_at < before_ms)
+        rows = await TokenSender.select(TokenSender.token).where(sent, mentions)
         keys = {row["token"] for row in rows}
         if fbids:
             theirs = AccessToken.fbid.is_in(list(fbids))
-            rows = await AccessToken.select(AccessToken.key).where(AccessToken.app_id == app.id, theirs)
+            came = (AccessToken.app_id == app_id) & (AccessToken.received_at < before_ms)
+            rows = await AccessToken.select(AccessToken.key).where(came, theirs)
             keys |= {row["key"] for row in rows}
         if keys:
             # In the order in which others lock them.

@@ -3,7 +3,7 @@
     at once, in one transaction    identifiers, visitor cookies, merged persons, and what might be placed again; of each
                                    key a hash is kept, so that no late hit brings them back (forgotten.py)
     soon after, again and again    events, properties and aliases in the event store, which may be away; rejections
-                                   that hold the person's e-mail address
+                                   that hold the person's e-mail address; access tokens they sent
     by each machine for itself     digested hits in the journal (server/upkeep.py), hits set aside (server/digest.py)
 
 A person's id may go on: it is a visitor's cookie, and the browser still has it. What it does after the deletion is a
@@ -25,6 +25,7 @@ from uuid import UUID
 
 import msgspec
 
+from tenants import access_tokens
 from tenants.erasures import TABLES, Found, Store, mutate
 from tenants.errors import NotFound
 from tenants.events import NOBODY, Queries
@@ -237,6 +238,14 @@ async def unscoped_off_the_disk() -> None:
 
 async def _work_off(store: Store, deletion: Deletion, digested_until: datetime, now: datetime) -> bool:
     work = msgspec.msgpack.decode(deletion.work or b"", type=_Work)
+    await access_tokens.forget(
+        deletion.app_id,
+        work.before,
+        visitors=work.visitors,
+        uuids=work.uuids,
+        emails=work.emails,
+        fbids=work.fbids,
+    )
     app = f"app_id = '{deletion.app_id}'"
     persons = _listed(work.persons)
     mark = str(work.persons[0])

@@ -223,9 +223,9 @@ async def test_a_deleted_persons_tokens_go_and_nobody_elses(alice: Tenant, by: d
         (taken,) = [each for each in await take(shop.id, KEY, NOW, 10) if each.token == "T"]
         await resolved(taken, KEY, "123", Profile(), NOW)
         await told([each for each in await senders() if each.app_id == shop.id])
-    assert await forget(shop) == 0
-    assert await forget(shop, emails=["nobody@example.org"], fbids=["1"]) == 0
-    assert await forget(shop, **by) == 1
+    assert await forget(shop.id, NOW + 1) == 0
+    assert await forget(shop.id, NOW + 1, emails=["nobody@example.org"], fbids=["1"]) == 0
+    assert await forget(shop.id, NOW + 1, **by) == 1
     tokens, told_of = await rows()
     assert len(tokens) == len(told_of) == 2
     assert {UUID(str(row["app_id"])) for row in tokens} == {shop.id, OTHER}

@@ -1,0 +1,177 @@
+"""What was found out about persons, put into the event store for good; `onepx serve` does it now and then.
+
+    collect     properties of what somebody did as an anonymous visitor
+    rewrite     events of merged persons become the survivor's; then their aliases and old properties go
+    reattribute events that an earlier hit made somebody else's
+
+Reports are right before: aliases tell them who is who. All can be done again, and by two processes at once. What a
+batch that is still to be inserted adds is found the next time: nothing is done with before it is settled.
+"""
+# Piccolo keeps a table's engine in `_meta`, and its annotations leave type arguments open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from tenants import bulk
+from tenants.erasures import Store, mutate
+from tenants.identifiers import unscoped_roots
+from tenants.people import COLLECT, REWRITE, TELL
+from tenants.tables import Person, Reattribution, transaction
+
+# By then a batch that made them who they are is stored, usually; collected once more when it is settled.
+_SOON = timedelta(seconds=2)
+# A batch that was identified is stored, or given up, long before.
+_SETTLED = timedelta(minutes=15)
+# Rewriting reads and writes the person of every event of a month.
+_TOGETHER = timedelta(minutes=5)
+_GIVEN_UP = timedelta(days=7)
+# Ids in one statement: 120 kB of the 256 that a server takes.
+_AT_ONCE = 1_500
+_COLLECT_AGAIN = COLLECT << 2
+
+# As in migrations/events/0004_people.sql.
+_PROPERTIES = (
+    "SELECT app_id, property.1 AS field, person_id, ifNull(toJSONString(property.2), 'null') AS value, "
+    "received_at, toUInt64(toUnixTimestamp64Milli(received_at)) * 1048576 + cityHash64(id) % 1048576 AS version "
+    "FROM events ARRAY JOIN JSONExtract(params_text, 'Map(String, Dynamic)') AS property WHERE {rows} "
+    # Texts stay as they are, those that look like times and those with a slash.
+    "SETTINGS input_format_try_infer_dates = 0, input_format_try_infer_datetimes = 0, "
+    "output_format_json_escape_forward_slashes = 0"
+)
+
+
+async def unscoped_collect(store: Store, now: datetime) -> int:
+    """Collect the properties of who became known; returns of how many."""
+    done = 0
+    for bit, age in ((COLLECT, _SOON), (_COLLECT_AGAIN, _SETTLED)):
+        rows = await _to_do(bit, now - age)
+        for app, keys in _by_app(row["key"] for row in rows).items():
+            ids = _listed(keys)
+            where = f"app_id = '{app}' AND person_id IN ({ids}) AND NOT identified"
+            await store.change(f"INSERT INTO person_properties {_PROPERTIES.format(rows=where)}")
+        await _done(bit, _COLLECT_AGAIN if bit == COLLECT else 0, rows)
+        done += len(rows)
+    return done
+
+
+async def unscoped_rewrite(store: Store, now: datetime) -> int:
+    """Give events of merged persons to those they are, or see that it is done; returns how many are done with."""
+    rows = [row for row in await _to_do(REWRITE, now - _TOGETHER) if not row["todo"] & TELL]
+    roots = await unscoped_roots([row["key"] for row in rows])
+    settled = int((now - _SETTLED).timestamp() * 1000)
+    done: list[dict[str, Any]] = []
+    for app, keys in _by_app(roots).items():
+        ids, mine = _listed(keys), f"app_id = '{app}'"
+        survivor = _chosen("person_id", [(_id(key), _id(roots[key])) for key in keys])
+        merged = f"{mine} AND person_id IN ({ids})"
+        found = await mutate(store, "events", f"UPDATE person_id = {survivor}", merged, ids)
+        # Whatever is there by now is the survivor's, too; what is the same is one row in the end.
+        await store.change(
+            # Not as `person_id`: the name would be taken for the column's in the condition.
+            f"INSERT INTO person_properties SELECT app_id, field, {survivor} AS survivor, value, received_at, version "
+            f"FROM person_properties WHERE {merged}"
+        )
+        if found.rows or any(row["found_at"] >= settled for row in rows if row["key"] in set(keys)):
+            continue
+        properties = await mutate(store, "person_properties", "DELETE", merged, ids)
+        aliases = await mutate(store, "person_aliases", "DELETE", f"{mine} AND alias IN ({ids})", ids)
+        if not properties.rows and not aliases.rows:
+            done += [row for row in rows if row["key"] in set(keys)]
+    await _done(REWRITE, 0, done)
+    return len(done)
+
+
+async def unscoped_reattribute(store: Store, now: datetime) -> int:
+    """Give events that were stored as somebody else's to whom they belong; returns how many are done with."""
+    before = int((now - _SOON).timestamp() * 1000)
+    rows = await Reattribution.select().where(Reattribution.since < before).limit(_AT_ONCE)
+    done: list[bytes] = []
+    for app, keys in _by_app(row["person"][:16] + row["hit_id"] for row in rows).items():
+        mine = {row["hit_id"]: row for row in rows if row["person"][:16] == app.bytes}
+        at = [row["received_at"] for row in mine.values()]
+        ids = _listed(keys)
+        # The times are what the table is sorted by.
+        stored = (
+            f"app_id = '{app}' AND received_at BETWEEN fromUnixTimestamp64Milli({min(at)}, 'UTC') "
+            f"AND fromUnixTimestamp64Milli({max(at)}, 'UTC') AND id IN ({ids})"
+        )
+        found = {
+            row["hit"].bytes: row["person_id"]
+            for row in await store.query(f"SELECT id AS hit, person_id FROM events WHERE {stored}", {})
+        }
+        wrong = [hit for hit in found if found[hit].bytes != mine[hit]["person"][16:]]
+        if wrong:
+            person = _chosen("id", [(_uuid(hit), _id(mine[hit]["person"])) for hit in wrong], otherwise="person_id")
+            ids = ", ".join(f"'{_uuid(hit)}'" for hit in wrong)
+            changed = f"UPDATE person_id = {person}, identified = true"
+            await mutate(store, "events", changed, f"{stored} AND id IN ({ids})", ids)
+        right = [hit for hit in found if hit not in wrong]
+        await _collect_again(store, app, right, mine)
+        given_up = int((now - _GIVEN_UP).timestamp() * 1000)
+        done += right + [hit for hit in mine if hit not in found and mine[hit]["since"] < given_up]
+    async with transaction():
+        await bulk.run(Reattribution, "DELETE FROM reattribution WHERE hit_id = ?", [(hit,) for hit in done])
+    return len(done)
+
+
+async def _collect_again(store: Store, app: UUID, hits: Sequence[bytes], moved: dict[bytes, dict[str, Any]]) -> None:
+    """Properties that these events gave to whoever they were stored as go; both persons' are collected anew."""
+    if not hits:
+        return
+    mine = f"app_id = '{app}'"
+    was = ", ".join(sorted({f"'{_id(moved[hit]['was'])}'" for hit in hits}))
+    versions = ", ".join(
+        f"toUInt64({int.from_bytes(hit[:6], 'big')}) * 1048576 + cityHash64(toUUID('{_uuid(hit)}')) % 1048576"
+        for hit in hits
+    )
+    rows = f"{mine} AND person_id IN ({was}) AND version IN ({versions})"
+    await mutate(store, "person_properties", "DELETE", rows, versions)
+    people = ", ".join(sorted({f"'{_id(moved[hit][name])}'" for hit in hits for name in ("was", "person")}))
+    # Rows inserted after a mutation began are not its.
+    events = f"{mine} AND person_id IN ({people})"
+    await store.change(f"INSERT INTO person_properties {_PROPERTIES.format(rows=events)}")
+
+
+async def _to_do(bit: int, before: datetime) -> list[dict[str, Any]]:
+    return await Person.raw(
+        f"SELECT key, todo, found_at FROM person WHERE todo > 0 AND (todo & {bit}) > 0 AND found_at < {{}} "
+        f"ORDER BY key LIMIT {_AT_ONCE}",
+        int(before.timestamp() * 1000),
+    )
+
+
+async def _done(bit: int, instead: int, rows: Iterable[dict[str, Any]]) -> None:
+    """Clear the bit, of who was not found out about again meanwhile."""
+    keys = [(row["key"], row["found_at"]) for row in rows]
+    left = f"UPDATE person SET todo = (todo | {instead}) - {bit} WHERE key = ? AND found_at = ? AND (todo & {bit}) > 0"
+    async with transaction():
+        await bulk.run(Person, left, keys)
+
+
+def _by_app(keys: Iterable[bytes]) -> dict[UUID, list[bytes]]:
+    """Keys of persons, or of hits behind their app's id, by app."""
+    found: dict[UUID, list[bytes]] = {}
+    for key in keys:
+        found.setdefault(UUID(bytes=key[:16]), []).append(key)
+    return found
+
+
+def _listed(keys: Iterable[bytes]) -> str:
+    return ", ".join(f"'{_id(key)}'" for key in keys)
+
+
+def _id(key: bytes) -> UUID:
+    return UUID(bytes=key[16:])
+
+
+def _uuid(number: bytes) -> UUID:
+    return UUID(bytes=number)
+
+
+def _chosen(column: str, pairs: Sequence[tuple[UUID, UUID]], otherwise: str = "") -> str:
+    """An expression for the second of the pair whose first the column is; as text, which `transform` knows."""
+    values, results = (", ".join(f"'{pair[n]}'" for pair in pairs) for n in (0, 1))
+    return f"toUUID(transform(toString({column}), [{values}], [{results}], toString({otherwise or column})))"

@@ -1,0 +1,176 @@
+"""What was found out about persons is put into the event store for good, on the real engine."""
+
+import asyncio
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from server.database import Database
+from server.event_store import EventStore
+from server.journal import hit_id
+from tenants.events import event_row
+from tenants.hits import Event, decode
+from tenants.identities import Sighting
+from tenants.people import identify, told, unscoped_untold
+from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
+from tenants.tables import Person, Reattribution
+
+NOW = int(time.time() * 1000)
+A, B = uuid4().bytes, uuid4().bytes
+
+
+def later(minutes: float) -> datetime:
+    return datetime.now(UTC) + timedelta(minutes=minutes)
+
+
+class Site:
+    """An app whose hits are digested one by one."""
+
+    def __init__(self, store: EventStore) -> None:
+        self.store = store
+        self.app = uuid4()
+        self._count = 0
+        self._seed = secrets.randbits(30)
+
+    async def hit(self, visitor: bytes, params: str = "{}", at: int | None = None, new: bool = False) -> bytes:
+        """Identify and store it, as the digest does; returns its id."""
+        self._count += 1
+        at = NOW + 10 * self._count if at is None else at
+        named = hit_id(self._seed << 40, self._count, at)
+        event = decode("event", f"event_token=e&params={params}".encode(), "USD", False)
+        assert isinstance(event, Event)
+        sighting = Sighting(
+            named.to_bytes(16, "big"), at, self.app.bytes, visitor, new, event.uuid, event.email, event.fbid
+        )
+        (person,) = await identify([sighting], "journal", secrets.token_hex(8), False, int(time.time() * 1000))
+        row = event_row(event, self.app.int, at, named, "event", int.from_bytes(visitor, "big"), "", b"", b"", b"")
+        if person:
+            row = (*row[:-2], int.from_bytes(person, "big"), True)
+        await self.store.insert("events", [row], str(named))
+        if aliases := await unscoped_untold():
+            await self.store.insert("person_aliases", aliases, secrets.token_hex(8))
+            await told(aliases)
+        return sighting.hit_id
+
+    async def persons(self) -> list[UUID]:
+        """The person each stored event has, in the order they came."""
+        rows = await self.store.query(
+            "SELECT person_id AS person FROM events WHERE app_id = {app:UUID} ORDER BY received_at, id",
+            {"app": str(self.app)},
+        )
+        return [row["person"] for row in rows]
+
+    async def properties(self) -> dict[UUID, dict[str, str]]:
+        """Of each person, as JSON text."""
+        rows = await self.store.query(
+            "SELECT person_id AS person, field, value FROM person_properties FINAL WHERE app_id = {app:UUID}",
+            {"app": str(self.app)},
+        )
+        found: dict[UUID, dict[str, str]] = {}
+        for row in rows:
+            found.setdefault(row["person"], {})[row["field"]] = row["value"]
+        return found
+
+    async def aliases(self) -> int:
+        rows = await self.store.query(
+            "SELECT count() AS n FROM person_aliases FINAL WHERE app_id = {app:UUID}", {"app": str(self.app)}
+        )
+        return rows[0]["n"]
+
+    async def to_do(self) -> int:
+        """How many of the app's persons the event store has something to do about."""
+        rows = await Person.select(Person.key).where(Person.todo > 0, Person.key >= self.app.bytes)
+        return sum(row["key"][:16] == self.app.bytes for row in rows)
+
+
+@pytest.fixture
+def site(database: Database, event_store: EventStore) -> Site:
+    del database
+    return Site(event_store)
+
+
+async def settled(site: Site) -> None:
+    """Do it again until the store has done what was begun."""
+    end = time.monotonic() + 30
+    while await site.to_do() or await Reattribution.exists().where(Reattribution.person >= site.app.bytes):
+        assert time.monotonic() < end
+        await unscoped_collect(site.store, later(60))
+        await unscoped_rewrite(site.store, later(60))
+        await unscoped_reattribute(site.store, later(60))
+        await asyncio.sleep(0.05)
+
+
+async def test_what_a_visitor_did_before_is_collected(site: Site) -> None:
+    await site.hit(A, '{"source":"ads","at":"2024-01-01T00:00:00Z","n":null}')
+    await site.hit(A, '{"email":"ann@example.org","plan":"pro"}')
+    ann = UUID(bytes=A)
+    assert await site.properties() == {ann: {"plan": '"pro"'}}
+    await unscoped_collect(site.store, later(1))
+    everything = {"plan": '"pro"', "source": '"ads"', "at": '"2024-01-01T00:00:00Z"', "n": "null"}
+    assert await site.properties() == {ann: everything}
+    # Once more when it is settled, for batches that were stored late; then there is nothing left to do.
+    assert await site.to_do() == 1
+    await unscoped_collect(site.store, later(16))
+    assert await site.to_do() == 0
+    assert await site.properties() == {ann: everything}
+
+
+async def test_the_newer_value_counts_however_late_it_is_collected(site: Site) -> None:
+    await site.hit(A, '{"plan":"free","source":"ads"}')
+    await site.hit(A, '{"email":"ann@example.org","plan":"pro"}')
+    await unscoped_collect(site.store, later(1))
+    assert (await site.properties())[UUID(bytes=A)]["plan"] == '"pro"'
+
+
+async def test_events_of_merged_persons_become_the_survivors(site: Site) -> None:
+    await site.hit(A, '{"email":"ann@example.org","plan":"pro"}', new=True)
+    await site.hit(B, '{"source":"ads"}')
+    await site.hit(B, '{"email":"ann@example.org"}')
+    ann = UUID(bytes=A)
+    assert await site.persons() == [ann, UUID(bytes=B), ann]
+    assert await site.aliases() == 1
+    # Not at once: it may be taken back, and others may join.
+    assert await unscoped_rewrite(site.store, later(0)) == 0
+    await settled(site)
+    assert await site.persons() == [ann] * 3
+    assert await site.properties() == {ann: {"plan": '"pro"', "source": '"ads"'}}
+    assert await site.aliases() == 0
+
+
+async def test_two_known_persons_become_one(site: Site) -> None:
+    await site.hit(A, '{"email":"ann@example.org","plan":"free"}', new=True)
+    await site.hit(B, '{"uuid":"1","plan":"pro"}', new=True)
+    await site.hit(B, '{"uuid":"1","email":"ann@example.org"}')
+    await settled(site)
+    (person,) = set(await site.persons())
+    assert await site.properties() == {person: {"plan": '"pro"'}}
+
+
+async def test_an_earlier_hit_makes_events_somebody_elses(site: Site) -> None:
+    """Of two logins on one browser the first one was digested last."""
+    await site.hit(A, '{"email":"ann@example.org"}', new=True)
+    late = await site.hit(A, '{"page":"/","plan":"pro"}', at=NOW + 100)
+    await site.hit(A, '{"email":"bob@example.org"}', at=NOW + 50)
+    assert [row["hit_id"] for row in await Reattribution.select(Reattribution.hit_id)] == [late]
+    ann = UUID(bytes=A)
+    assert await site.persons() == [ann, (await site.persons())[1], ann]
+    await settled(site)
+    persons = await site.persons()
+    assert persons[0] == ann
+    assert persons[1] == persons[2] != ann
+    assert await site.properties() == {persons[1]: {"page": '"/"', "plan": '"pro"'}}
+
+
+async def test_others_are_left_alone(site: Site, event_store: EventStore) -> None:
+    other = Site(event_store)
+    for each in (site, other):
+        await each.hit(A, '{"email":"ann@example.org"}', new=True)
+        await each.hit(B, '{"email":"ann@example.org","a":1}')
+    before = await other.persons()
+    await settled(site)
+    await settled(other)
+    assert await other.persons() == before
+    assert len(set(await site.persons())) == 1
