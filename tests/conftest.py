@@ -31,6 +31,7 @@ def _postgres_programs() -> Path | None:
 _ALONE = {"live", "browser"}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in _ALONE:

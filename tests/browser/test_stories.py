@@ -10,10 +10,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlencode
 
 import pytest
-from machine import Machine
+from machine import Machine, wait_until
 from playwright.sync_api import BrowserContext, Dialog, Page, expect
 from shop import HOSTILE, PASSWORD, Shop, open_shop
 
+from tenants.snippets import img_tag, pixel_url
 from web.pages.snippet import WHERE_TO
 
 
@@ -74,6 +75,36 @@ def test_sign_up_copy_the_snippet_load_it_see_it(
     row = page.get_by_role("row", name=re.compile("page_view"))
     expect(row.first).to_be_visible()
     expect(page.get_by_text("Waiting for the first hit")).not_to_be_visible()
+
+
+def test_who_signs_up_by_one_pixel_and_buys_by_another_is_one_person(
+    page: Page, machine: Machine, own_site: tuple[Path, str], context: BrowserContext
+) -> None:
+    folder, address = own_site
+    mine = open_shop(machine, hits=False)
+    pixel = f"http://127.0.0.1:{machine.process.port}"
+    signup = pixel_url(pixel, mine.token, "event", "signup", params={"email": "ann@example.org", "plan": "pro"})
+    order = pixel_url(pixel, mine.token, "revenue", "purchase", params={"items": 2}, amount=2500)
+    (folder / "welcome.html").write_text(f"<!doctype html><title>Welcome</title>{img_tag(signup)}")
+    (folder / "thanks.html").write_text(f"<!doctype html><title>Thank you</title>{img_tag(order)}")
+    theirs = context.new_page()
+    for name in ("welcome", "thanks"):
+        with theirs.expect_response(re.compile(r"\.gif\?")) as replied:
+            theirs.goto(f"{address}/{name}.html")
+        assert replied.value.status == 200
+    theirs.close()
+    wait_until(machine.digested, 5.0)
+    mine.log_in(page)
+    page.goto(mine.path("/people"))
+    people = page.get_by_role("table").get_by_role("row").filter(has_text="ann@example.org")
+    expect(people).to_have_count(1)
+    expect(people).to_contain_text("25.00")
+    people.get_by_role("link").first.click()
+    expect(page.get_by_role("heading", name="ann@example.org")).to_be_visible()
+    expect(page.get_by_role("region", name="Lifetime value")).to_contain_text("25.00")
+    timeline = page.get_by_role("region", name="What happened")
+    expect(timeline).to_contain_text("signup")
+    expect(timeline).to_contain_text("purchase")
 
 
 def test_what_a_hit_became_shows_within_two_seconds(page: Page, machine: Machine) -> None:
