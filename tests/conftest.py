@@ -31,11 +31,9 @@ def _postgres_programs() -> Path | None:
 _ALONE = {"live", "browser"}
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name in _ALONE:
-            item.add_marker(pytest.mark.xdist_group("alone"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.parent.name in _ALONE:
+        item.add_marker(pytest.mark.xdist_group("alone"))
 
 
 class Postgres:
