@@ -9,9 +9,11 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from server.database import Database
 from server.event_store import EventStore
@@ -31,9 +33,17 @@ def _postgres_programs() -> Path | None:
 _ALONE = {"live", "browser"}
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    if item.path.parent.name in _ALONE:
-        item.add_marker(pytest.mark.xdist_group("alone"))
+class _Scheduling(LoadScopeScheduling):
+    """A file's tests are one worker's, and those of some folders, too."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "alone" if Path(file).parent.name in _ALONE else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Scheduling(config, log)
 
 
 class Postgres:
