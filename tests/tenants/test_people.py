@@ -1,5 +1,6 @@
 """Protocol section 3, told as stories: the same hits, the same persons, however they are digested."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from random import Random
@@ -13,7 +14,7 @@ from server.database import Database
 from server.journal import hit_id
 from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, unscoped_roots
 from tenants.identities import Sighting
-from tenants.people import WINDOW_MS, identify, told, unscoped_untold
+from tenants.people import WINDOW_MS, Memory, identify, told, unscoped_untold
 from tenants.tables import Identifier, Person, Reattribution, Visitor
 
 BEGAN = 1_700_000_000_000
@@ -108,19 +109,28 @@ def interleavings(first: list[int], second: list[int]) -> Iterator[list[int]]:
 async def digest(batches: Sequence[Sequence[Sighting]]) -> list[bytes]:
     """The key of the person each hit belongs to in the end, in the order the hits came."""
     stored: dict[bytes, bytes] = {}
-    hits: dict[bytes, Sighting] = {}
     for number, batch in enumerate(batches):
-        known = [hit for hit in batch if not hit.new_visitor or hit.uuid or hit.email or hit.fbid]
-        placed = await identify(known, f"journal {number % 2}", f"batch {number}", False, BEGAN)
-        persons = {hit.hit_id: person for hit, person in zip(known, placed, strict=True)}
-        for hit in batch:
-            hits[hit.hit_id] = hit
-            stored[hit.hit_id] = hit.app + (persons.get(hit.hit_id) or hit.visitor)
+        stored |= await digested(batch, f"journal {number % 2}", f"batch {number}")
+    return await in_the_end(stored)
+
+
+async def digested(
+    batch: Sequence[Sighting], journal: str, name: str, memory: Memory | None = None
+) -> dict[bytes, bytes]:
+    """The key of the person as whose each hit is stored."""
+    known = [hit for hit in batch if not hit.new_visitor or hit.uuid or hit.email or hit.fbid]
+    placed = await identify(known, journal, name, False, BEGAN, memory=memory)
+    persons = {hit.hit_id: person for hit, person in zip(known, placed, strict=True)}
+    return {hit.hit_id: hit.app + (persons.get(hit.hit_id) or hit.visitor) for hit in batch}
+
+
+async def in_the_end(stored: dict[bytes, bytes]) -> list[bytes]:
+    """The same once all is put right, in the order the hits came."""
     for moved in await Reattribution.objects():
         if moved.hit_id in stored:
             stored[moved.hit_id] = moved.person
     roots = await unscoped_roots(list(set(stored.values())))
-    return [roots[stored[hit]] for hit in sorted(hits)]
+    return [roots[stored[hit]] for hit in sorted(stored)]
 
 
 def told_apart(persons: Sequence[object]) -> str:
@@ -188,6 +198,28 @@ async def test_any_hits_in_any_order(database: Database, hits: list[str], draw: 
         if key[16] == UUID_KIND:
             strongest.setdefault(roots[person], set()).add(key)
     assert all(len(uuids) == 1 for uuids in strongest.values()), "two uuids are two persons"
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_two_machines_at_once(database: Database, seed: int) -> None:
+    """Each digests its own hits as fast as it can, and remembers what it knew."""
+    del database
+    draw = Random(seed)
+    told_of = [["", "u1 ", "u2 ", "u3 "], ["", "eann ", "ebob ", "ecat "], ["", "f7 "], ["cA", "cB", "cC", "cD", "cE"]]
+    story = " / ".join("".join(draw.choice(words) for words in told_of) for _ in range(60))
+    expected = told_apart(await digest([sightings(story)]))
+    hits = sightings(story)
+    stored: dict[bytes, bytes] = {}
+
+    async def machine(number: int) -> None:
+        mine, memory = hits[number::2], Memory()
+        while mine:
+            size = draw.randint(1, 6)
+            batch, mine = mine[:size], mine[size:]
+            stored.update(await digested(batch, f"journal {number}", f"batch {len(mine)}", memory))
+
+    await asyncio.gather(machine(0), machine(1))
+    assert told_apart(await in_the_end(stored)) == expected
 
 
 async def test_a_batch_done_again_has_the_persons_it_had(database: Database) -> None:
