@@ -4,7 +4,7 @@ Its tenant is one like any other, but nobody can log in to it: no address of peo
 accounts.clean_email. The command line takes that address like a customer's.
 """
 # Piccolo's annotations leave type arguments open.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from typing import NamedTuple
 
