@@ -49,6 +49,10 @@ MIN_PASSWORD_CHARACTERS = 10
 MAX_PASSWORD_BYTES = 1024
 
 _TAKEN = "This e-mail address has an account already."
+_NO_ADDRESS = "This is no e-mail address."
+
+# The installation's own: nobody has mail there (RFC 2606), so nobody can claim such an address or log in with it.
+RESERVED = "@onepx.invalid"
 
 MAX_RATE = 1_000_000
 MAX_BURST = 10_000_000
@@ -105,7 +109,7 @@ async def add_user(name: str, email: str, password_hash: str | None) -> User:
 async def tenant_by_email(email: str) -> Tenant:
     """The tenant whose owner has this e-mail address; raises NotFound."""
     try:
-        email = clean_email(email)
+        email = _clean_address(email)
     except InvalidValue:
         raise NotFound from None
     owned = Membership.select(Membership.tenant).where(Membership.user._.email == email, Membership.role == Role.OWNER)
@@ -293,8 +297,18 @@ def _password_bytes(password: str) -> bytes:
 
 
 def clean_email(email: str) -> str:
-    """Stripped and lower-cased; raises InvalidValue. Whether it receives mail only a mail can tell."""
+    """The address of somebody, stripped and lower-cased; raises InvalidValue.
+
+    Whether it receives mail only a mail can tell.
+    """
+    email = _clean_address(email)
+    if email.endswith(RESERVED):
+        raise InvalidValue("email", _NO_ADDRESS)
+    return email
+
+
+def _clean_address(email: str) -> str:
     email = email.strip().lower()
     if len(email) > 254 or not email.isprintable() or not re.fullmatch(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+", email):
-        raise InvalidValue("email", "This is no e-mail address.")
+        raise InvalidValue("email", _NO_ADDRESS)
     return email

@@ -17,6 +17,7 @@ WCAG_AA = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 # (name of the screenshot, address; APP is the app with hits, NEW the one without, TOKEN the first one's token)
 PUBLIC = [
     ("landing", "/"),
+    ("landing-lost", "/try/nothing-was-sent?sent=1"),
     ("signup", "/signup"),
     ("login", "/login"),
     ("not-found", "/nothing-here"),

@@ -107,6 +107,36 @@ def test_who_signs_up_by_one_pixel_and_buys_by_another_is_one_person(
     expect(timeline).to_contain_text("purchase")
 
 
+def test_whoever_comes_tries_the_landing_pages_hits(page: Page, javascript: bool, context: BrowserContext) -> None:
+    page.goto("/")
+    if javascript:
+        snippet = page.locator("#snippet").inner_text()
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.get_by_role("button", name="Copy").click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == snippet
+    else:
+        expect(page.get_by_role("button", name="Copy")).to_have_count(0)
+    for button, example, told in (("Send this hit", "#purchase", "25.00 EUR"), ("Send this one", "#mistake", "minor")):
+        with page.expect_response(re.compile(r"/revenue\.gif\?")) as replied:
+            page.get_by_role("button", name=button).click()
+        assert replied.value.status == 200
+        became = page.locator(f"{example} .hit" if javascript else ".hit").filter(has=page.locator("time"))
+        # Without script people ask by hand, and again where it is not known yet.
+        for _ in range(0 if javascript else 8):
+            page.wait_for_timeout(500)
+            if became.is_visible():
+                break
+            page.get_by_role("link", name="See what became of it").click()
+        expect(became).to_contain_text(told, timeout=8_000)
+        if not javascript:
+            page.get_by_role("link", name="Back").click()
+    with context.new_page() as other:
+        other.goto("/")
+        expect(other.locator(".hit")).to_have_count(2)
+        expect(other.locator(".hit time")).to_have_count(0)
+
+
 def test_what_a_hit_became_shows_within_two_seconds(page: Page, machine: Machine) -> None:
     mine = open_shop(machine, hits=False)
     mine.log_in(page)

@@ -1,4 +1,4 @@
-"""Into onepx and out of it: sign up, log in, log out, join by an invitation; the landing page."""
+"""Into onepx and out of it: sign up, log in, log out, join by an invitation."""
 # pyright: reportUnknownMemberType=false
 
 import html
@@ -25,19 +25,6 @@ async def log_in(browser: httpx.AsyncClient, password: str = PASSWORD, **more: s
 
 async def sign_up(browser: httpx.AsyncClient) -> httpx.Response:
     return await browser.post("/signup", data=ALICE)
-
-
-async def test_the_landing_page_shows_a_snippet_and_leads_in(
-    anonymous: httpx.AsyncClient, owner: httpx.AsyncClient
-) -> None:
-    page = await anonymous.get("/")
-    assert page.status_code == 200
-    shown = html.unescape(re.findall(r'<code id="snippet">(.*?)</code>', page.text)[0])
-    assert re.match(r'<img src="http://onepx\.test/[0-9a-f]{24}/revenue\.gif\?', shown)
-    assert 'href="/signup"' in page.text
-    assert 'href="/login"' in page.text
-    home = await owner.get("/")
-    assert (home.status_code, home.headers["location"]) == (303, "/apps")
 
 
 async def test_signing_up_leads_to_a_snippet(anonymous: httpx.AsyncClient) -> None:

@@ -30,6 +30,8 @@ class NoStore:
 # Whom a page serves who is not logged in.
 PUBLIC = {
     ("GET", "/"),
+    ("POST", "/try"),
+    ("GET", "/try/{nonce}"),
     ("GET", "/signup"),
     ("POST", "/signup"),
     ("GET", "/login"),
