@@ -104,6 +104,15 @@ async def test_what_cannot_be_asked_is_told(owner: httpx.AsyncClient, told: App,
     assert said in page.text
 
 
+async def test_a_condition_that_is_refused_stays_in_its_form(owner: httpx.AsyncClient, told: App) -> None:
+    form = '<details class="add" open>'
+    page = (await owner.get(f"/apps/{told.id}/people?did=signup&add_above=much&add_currency=USD")).text
+    assert form in page
+    assert 'value="much"' in page
+    assert 'name="add_currency" value="USD"' in page
+    assert form not in (await owner.get(f"/apps/{told.id}/people?did=signup")).text
+
+
 async def test_pages_of_people_lead_on(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:
     ids = [uuid4() for _ in range(51)]
     for number, id in enumerate(ids):
