@@ -108,6 +108,15 @@ class _Outcomes:
         return "recorded", meaning.warnings
 
 
+def _bodiless(send: Send) -> Send:
+    """What a GET would say to a HEAD, but for the body."""
+
+    async def head(message: Any) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return head
+
+
 def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
     """Pixels first, before any router or middleware of the pages sees them."""
 
@@ -126,6 +135,8 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
             await operations(scope, receive, send)
         elif "\0" in path or len(path) > _PATH_MOST:
             await _nothing_here(send)  # no file system takes such a name, and no route of ours has one
+        elif scope["method"] == "HEAD":
+            await pages({**scope, "method": "GET"}, receive, _bodiless(send))
         else:
             await pages(scope, receive, send)
 

@@ -134,7 +134,7 @@ def _hits(app_id: UUID, luck: random.Random, now: float) -> Iterator[HitTuple]:
         weekend = 0.7 if time.gmtime(midnight).tm_wday >= 5 else 1.0
         for _ in range(int((180 + 2.5 * day) * weekend * luck.uniform(0.85, 1.15))):
             at = midnight + luck.choices(range(24), _HOURS)[0] * 3600 + luck.uniform(0, 3600)
-            visitor = luck.choice(customers) if customers and luck.random() < 0.35 else _new_visitor(luck)
+            visitor = _customer(customers, luck) or _new_visitor(luck)
             for step, page in enumerate(
                 luck.sample(("/", "/pricing", "/boots", "/blog", "/about"), luck.randint(1, 3))
             ):
@@ -185,6 +185,13 @@ def _hits(app_id: UUID, luck: random.Random, now: float) -> Iterator[HitTuple]:
                     _Visitor(_number(luck), _MAIL_PROXY if proxied else reader.agent, reader.network, "email"),
                     {"uuid": _uuid(reader.email or ""), "issue": day // 7 + 1},
                 )
+
+
+def _customer(customers: list[_Visitor], luck: random.Random) -> _Visitor | None:
+    """Somebody who comes back, likelier who signed up of late; None for somebody new."""
+    if luck.random() >= min(0.35, len(customers) / 1_000):
+        return None
+    return customers[-1 - int(luck.expovariate(1 / 250)) % len(customers)]
 
 
 def _new_visitor(luck: random.Random) -> _Visitor:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from litestar import Response
+from litestar import MediaType, Response
 from litestar.datastructures import Cookie
 from markupsafe import Markup
 
@@ -144,7 +144,7 @@ def render_now(request: AnyRequest, template: str, status: int = 200, **context:
     body = templates.get_template(template).render({**common, **context}).encode()
     # What a tenant sees is not kept by caches, nor shown again after logging out.
     headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}
-    response = Response(body, status_code=status, media_type="text/html; charset=utf-8", headers=headers)
+    response = Response(body, status_code=status, media_type=MediaType.HTML, headers=headers)
     if notice and not is_htmx(request):
         response.set_cookie(Cookie(key="notice", value="", path="/", max_age=0))
     return response

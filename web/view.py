@@ -89,7 +89,10 @@ class View(msgspec.Struct, frozen=True):
         """What the menu of intervals offers; '' leaves it to us. Empty where nothing is divided."""
         if self.page == "funnel":
             return []
-        return [("", "automatic"), *((name, _EVERY[name]) for name in INTERVALS if (name, self.page) != _NO_HOURS)]
+        return [
+            ("", "automatic interval"),
+            *((name, _EVERY[name]) for name in INTERVALS if (name, self.page) != _NO_HOURS),
+        ]
 
     @property
     def page(self) -> str:
@@ -172,13 +175,18 @@ def filterable(typed: str) -> str:
     return field_of(typed if known else f"params.{typed}", "add_field")
 
 
+def named(field: str) -> str:
+    """What people call a field: `plan`, `event token`, `the person's plan`."""
+    if field.startswith("person."):
+        return f"the person's {field.removeprefix('person.')}"
+    return "event token" if field == "event_token" else field.removeprefix("params.")
+
+
 def in_words(condition: Condition) -> str:
     """A filter as people say it: `plan is pro`."""
-    field = condition.field.removeprefix("params.").replace("event_token", "event token")
-    if condition.field.startswith("person."):
-        field = f"the person's {field.removeprefix('person.')}"
-        if condition.value is None:
-            return f"{field} is {'known' if condition.negated else 'not known'}"
+    field = named(condition.field)
+    if condition.field.startswith("person.") and condition.value is None:
+        return f"{field} is {'known' if condition.negated else 'not known'}"
     if condition.value is None:
         return f"{field} was {'sent' if condition.negated else 'not sent'}"
     return f"{field} is {'not ' if condition.negated else ''}{condition.value or '(empty)'}"

@@ -130,10 +130,11 @@ def audience(chromium: Browser, shop: Shop) -> str:
     page.goto(shop.path("/audiences/new"))
     page.get_by_label("Name").fill("Buyers on the pro plan")
     for number, row in enumerate((("did", "signup", "1"), ("person", "plan", "pro"))):
-        for label, value in zip(("Condition", "Event, currency", "How often"), row, strict=True):
-            field = page.get_by_label(label, exact=label == "Condition").nth(number)
-            _ = field.select_option(value) if label == "Condition" else field.fill(value)
-    page.get_by_label("Audience ID").fill("6012345678901")
+        condition = page.get_by_role("group", name=f"Condition {number + 1}")
+        condition.get_by_label("Condition", exact=True).select_option(row[0])
+        for field, value in zip(condition.get_by_role("textbox").all(), row[1:], strict=True):
+            field.fill(value)
+    page.get_by_label("Custom Audience ID").fill("6012345678901")
     page.get_by_label("System access token").fill("EAAB" + "x" * 40)
     page.get_by_role("button", name="Make the audience").click()
     page.get_by_role("button", name="Push now").click()

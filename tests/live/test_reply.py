@@ -218,6 +218,14 @@ def test_head_answers_like_get_without_a_body_and_records_nothing(app: App) -> N
     assert {event["event_token"] for event in app.events()} == {"get", "after"}
 
 
+def test_head_on_a_page_answers_like_get_without_a_body(shared: Machine) -> None:
+    client = shared.process.client
+    for path, status in (("/login", 200), ("/apps", 303), ("/nothing-here", 404), ("/api/docs/openapi.json", 200)):
+        got, head = client.send(path), client.send(path, "HEAD")
+        assert (got.status, head.status, head.body, client.unread) == (status, status, b"", b"")
+        assert pixel_headers(head) == pixel_headers(got)
+
+
 def test_options_answers_cors(any_app: App) -> None:
     reply = any_app.hit("event_token=a", method="OPTIONS", headers={"Origin": "https://shop.example"})
     assert (reply.status, reply.body) == (204, b"")

@@ -192,6 +192,15 @@ async def test_a_form_that_cannot_be_is_said(owner: httpx.AsyncClient, shop: App
     assert said in reply.text.partition('role="alert"')[2].partition("</p>")[0]
 
 
+async def test_what_is_wrong_of_a_funnel_takes_nothing_else_with_it(owner: httpx.AsyncClient, shop: App) -> None:
+    asked = f"{FUNNEL}&step1.currency!=EURO&step1.params.plan=pro&step2.category=neither"
+    page = (await owner.get(f"/apps/{shop.id}/funnel?{asked}")).text
+    assert "left out (step1.currency)" in page
+    assert "Remove the filter plan is pro from step 1" in page
+    assert 'name="step1" value="view"' in page
+    assert 'name="step2" value="signup"' in page
+
+
 async def test_the_periods_form_and_filters_keep_the_funnel(owner: httpx.AsyncClient, shop: App) -> None:
     page = (await owner.get(f"/apps/{shop.id}/funnel?{FUNNEL}&params.plan=pro")).text
     assert page.count('<input type="hidden" name="step2" value="signup">') == 2

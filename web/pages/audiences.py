@@ -33,7 +33,12 @@ NOTICES.update(
     }
 )
 
-KINDS = (("", "—"), ("did", "did the event"), ("revenue", "brought more than"), ("person", "has the property"))
+KINDS = (
+    ("", "no condition"),
+    ("did", "did the event"),
+    ("revenue", "brought more than"),
+    ("person", "has the property"),
+)
 # Empty rows of a form, for conditions to come.
 _MORE_ROWS = 2
 

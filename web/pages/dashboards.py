@@ -37,7 +37,7 @@ from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.pages import journeys
 from web.rendering import fragment, go, is_htmx, plain_money, render
-from web.view import View, adding, bucket_label, filterable, pairs_of, view_of
+from web.view import View, adding, bucket_label, filterable, named, pairs_of, view_of
 
 Context = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
@@ -78,7 +78,7 @@ async def _breakdown(view: View, store: Queries, asked: Mapping[str, str]) -> Co
     known = await fields(view.app, store, view.period, view.filters)
     field = asked.get("field") or (known.fields[0].field if known.fields else "")
     found = await breakdown(view.app, store, view.period, view.filters, field) if field else None
-    return {"known": known, "field": field, "found": found}
+    return {"known": known, "field": field, "name": named(field), "found": found}
 
 
 async def _revenue(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
@@ -106,7 +106,14 @@ async def _revenue_by(view: View, store: Queries, asked: Mapping[str, str]) -> C
     known = await fields(view.app, store, view.period, view.filters)
     field = asked.get("field") or "event_token"
     found = await revenue_by(view.app, store, view.period, view.filters, field, currency) if currency else None
-    return {"known": known, "field": field, "currencies": currencies, "currency": currency, "found": found}
+    return {
+        "known": known,
+        "field": field,
+        "name": named(field),
+        "currencies": currencies,
+        "currency": currency,
+        "found": found,
+    }
 
 
 async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Context:

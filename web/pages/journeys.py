@@ -16,7 +16,7 @@ from tenants.events import Queries
 from tenants.reports.funnel import DEFAULT_WINDOW, MAX_STEPS, MIN_STEPS, Step, funnel, steps_of, window_of
 from tenants.reports.retention import Cohort, retention
 from tenants.reports.tokens import tokens
-from web.view import View, bucket_label, filterable, in_words, with_typed
+from web.view import View, bucket_label, filterable, in_words, named, with_typed
 
 Pairs = Sequence[tuple[str, str]]
 Context = dict[str, Any]
@@ -95,11 +95,7 @@ def was_sent(pairs: Pairs) -> bool:
 def read_form(pairs: Pairs) -> Form:
     """The form that an address holds, or that was sent, after what its button does."""
     sent = dict(reversed(pairs))
-    problem = ""
-    try:
-        steps = list(steps_of(pairs))
-    except InvalidValue as error:
-        steps, problem = [], f"The funnel cannot be shown ({error.field}): {error}"
+    steps, problem = _usable(pairs)
     within, unit = sent.get("within", "").strip() or _DEFAULT[0], sent.get("unit", "") or _DEFAULT[1]
     by = sent.get("by", "").strip()
     try:
@@ -121,6 +117,20 @@ def read_form(pairs: Pairs) -> Form:
     elif found := _PRESSED.fullmatch(pressed):
         _move(steps, found[1], int(found[2]) - 1)
     return Form(tuple(steps), within, unit, by, problem, focus)
+
+
+def _usable(pairs: Pairs) -> tuple[list[Step], str]:
+    """The steps without what cannot be used of them, and a sentence about the first of that."""
+    problem = ""
+    while True:
+        try:
+            return list(steps_of(pairs)), problem
+        except InvalidValue as error:
+            problem = problem or f"A part of the funnel was left out ({error.field}): {error}"
+            kept = [pair for pair in pairs if pair[0].removesuffix("!") != error.field.removesuffix("!")]
+            if len(kept) == len(pairs):
+                return [], problem
+            pairs = kept
 
 
 def _with_new_filter(step: Step, number: int, sent: Mapping[str, str]) -> Step:
@@ -153,11 +163,12 @@ async def funnel_panel(view: View, store: Queries, _asked: Mapping[str, str]) ->
         known = await tokens(view.app, store, view.period, view.filters, _SUGGESTED)
         return {
             "found": None,
+            "started": bool(form.steps[0].event_token),
             "suggested": [(each.event_token, _chosen(view, form, each.event_token)) for each in known.tokens],
         }
     window = window_of(form.within, form.unit)
     found = await funnel(view.app, store, view.period, view.filters, form.steps, window, form.by or None)
-    return {"found": found, "form": form}
+    return {"found": found, "form": form, "by": named(form.by)}
 
 
 def _chosen(view: View, form: Form, event_token: str) -> str:

@@ -122,18 +122,20 @@ def _added(app: App, values: Mapping[str, str]) -> Condition | None:
 async def people_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
     """Those of whom an identifier is known."""
     pairs: list[tuple[str, str]] = list(request.query_params.multi_items())
-    view = _view(app, pairs)
+    view, typed = _view(app, pairs), {}
     try:
         if added := _added(app, dict(pairs)):
             return go(view.link(view.segment.with_(added)))
     except InvalidValue as error:
-        view = msgspec.structs.replace(view, problem=f"The condition was not added: {error}")
+        view, typed = msgspec.structs.replace(view, problem=f"The condition was not added: {error}"), dict(pairs)
     try:
         found = await _found(request, view, viewer.may_change)
     except InvalidValue as error:
         view = PeopleView(app, problem=f"This shows everybody. {error}")
         found = await _found(request, view, viewer.may_change)
-    return await render(request, "app/people.html", app=app, tab="people", asked=view, found=found, sorts=SORTS)
+    return await render(
+        request, "app/people.html", app=app, tab="people", asked=view, found=found, sorts=SORTS, typed=typed
+    )
 
 
 async def _found(request: AnyRequest, view: PeopleView, whole: bool) -> People:
