@@ -370,8 +370,9 @@ def digest(bench: Bench, carrying: Carrying) -> None:
     rate = (last - first) / (ended - began)
     bench.add(what, rate, "rows/s")
     if "e-mail" in carrying and (alone := [each.value for each in bench.figures if each.name == "digest alone"]):
-        goal = 20.0 if carrying == "e-mail" else None
-        bench.add(f"{what}, slower than without by", 100 * (1 - rate / alone[-1]), "%", goal=goal)
+        # A fifth fewer rows a second.
+        goal = 1.25 if carrying == "e-mail" else None
+        bench.add(f"{what}, compared with none: time a row", alone[-1] / rate, "x", goal=goal)
     bench.add(f"{what}, from the start until {hits:,} hits are digested", empty, "s")
     bench.add(f"{what}, memory (Rss)", most_rss, "MB")
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -79,7 +80,7 @@ async def test_another_app_needs_its_own_secret(member: httpx.AsyncClient, shop:
 
 async def test_what_waits_and_what_facebook_says_is_shown(member: httpx.AsyncClient, shop: App) -> None:
     await keep(KEY, [WaitingToken(shop.id, "EAABtoken", b"h" * 16, NOW_MS, b"a" * 16)], NOW_MS)
-    await pause(shop.id, NOW_MS + 600_000, 4)
+    await pause(shop.id, int(time.time() * 1000) + 600_000, 4)
     page = await member.get(f"/apps/{shop.id}/settings")
     assert "1</span> token waiting" in page.text
     assert "(error 4)" in page.text
