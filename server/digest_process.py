@@ -333,8 +333,8 @@ def main() -> None:
     sys.modules.update(dict.fromkeys(("numpy", "pyarrow")))  # pyright: ignore[reportArgumentType, reportCallIssue]
     settings = Settings.from_environment().prepare_data_dir()
     logs.set_up(settings.log_level, settings.log_format)
-    # Decoding leaves no cycles behind, and what is remembered of persons would be looked through again and again: a
-    # quarter of the time of a batch.
+    # What is remembered of persons would be looked through again and again, a quarter of the time of a batch: digest.py
+    # says when to collect.
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS)
     try:

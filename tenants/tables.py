@@ -214,7 +214,7 @@ class Person(Table):
     kinds = Integer(default=0)
     size = Integer(default=0)
     known_at = BigInt(default=0)
-    merged_into = Bytea(null=True, default=None, index=True)
+    merged_into = Bytea(null=True, default=None)
     found_at = BigInt(default=0)
     todo = Integer(default=0)
     revision = BigInt(default=0)
@@ -418,6 +418,7 @@ INDEXES = (
     # No two at once.
     "CREATE UNIQUE INDEX audience_run_unfinished ON audience_run (audience) WHERE finished_at IS NULL",
     "CREATE INDEX person_todo ON person (key) WHERE todo > 0",
+    "CREATE INDEX person_merged_into ON person (merged_into) WHERE merged_into IS NOT NULL",
 )
 
 

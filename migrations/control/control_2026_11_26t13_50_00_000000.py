@@ -15,6 +15,7 @@ async def forwards() -> MigrationManager:
         # A table class is the way to the engine, and remembers it: hence one for each run.
         person = create_table_class("Person")
         await person.raw("CREATE INDEX person_todo ON person (key) WHERE todo > 0")
+        await person.raw("CREATE INDEX person_merged_into ON person (merged_into) WHERE merged_into IS NOT NULL")
 
     manager.add_raw(create_index)
     return manager
