@@ -253,6 +253,8 @@ def test_what_a_breakdown_is_about_stays(page: Page, javascript: bool, shop: Sho
     shop.log_in(page)
     page.goto(shop.path())
     field = page.locator("#breakdown-field")
+    # A panel answers to choices once it has settled, a moment after it is there.
+    expect(page.locator(".loading, .htmx-added, .htmx-settling")).to_have_count(0)
     field.select_option("params.method")
     if not javascript:
         page.locator("#breakdown").get_by_role("button", name="Show").click()
