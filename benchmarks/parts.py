@@ -1,9 +1,11 @@
 """What is measured, a function each. Each server gets a fresh data folder; every hit answered is accounted for."""
 
 import asyncio
+import http.client
 import json
 import multiprocessing
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
 import msgspec
@@ -38,6 +40,7 @@ _COUNT_SECONDS = 2.0
 _CALM_SHARE = 0.08
 _REPEATS = 2
 _FRAME_HITS = 64
+_OWNER = "bench@example.com"
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def prepared(plan: Plan, work: Path) -> Generator[Bench, None, None]:
             found: dict[str, str] = json.loads(done.stdout)
             return found
 
-        owner = "bench@example.com"
+        owner = _OWNER
         run("tenant", "create", "--email", owner, "--name", "Benchmark")
         run("tenant", "limit", "--tenant", owner, "--rate", "1000000", "--burst", "1000000")
         app = run("app", "create", "--tenant", owner, "--name", "Benchmark")
@@ -377,6 +380,35 @@ def digest(bench: Bench, carrying: Carrying) -> None:
     bench.add(f"{what}, memory (Rss)", most_rss, "MB")
 
 
+def fragment(bench: Bench) -> None:
+    """The snippet generator's answer to a change in its form, over a connection that is kept."""
+    values = {"method": "email", "page": "signup.html", "email": "john.doe@example.com"}
+    asked = {"category": "event", "event_token": "signup", "as": "json", "json": json.dumps(values), "target": "html"}
+    path = f"/apps/{UUID(bytes=bench.app_id)}/snippet?{urlencode(asked)}"
+    with bench.server("serve") as (running, data_dir):
+        password = secrets.token_urlsafe()
+        command = onepx_command("user", "password", "--email", _OWNER, f"--password={password}")
+        subprocess.run(command, capture_output=True, env=onepx_environment(data_dir, running.port), check=True)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        headers = {"Content-Type": "application/x-www-form-urlencoded", "Sec-Fetch-Site": "same-origin"}
+        connection.request("POST", "/login", urlencode({"email": _OWNER, "password": password}), headers)
+        reply = connection.getresponse()
+        reply.read()
+        headers = {"Cookie": (reply.headers["Set-Cookie"] or "").partition(";")[0], "HX-Request": "true"}
+        times = array("d")
+        for _ in range(5 * bench.plan.dashboard_runs + 1):
+            began = time.perf_counter()
+            connection.request("GET", path, headers=headers)
+            reply = connection.getresponse()
+            body = reply.read()
+            times.append(1000 * (time.perf_counter() - began))
+            if reply.status != 200 or b"event.gif" not in body:
+                raise Failed(f"snippet fragment: answered {reply.status}")
+        connection.close()
+        running.stop()
+    bench.add("snippet fragment, p95", percentile(array("d", sorted(times[1:])), 0.95), "ms", goal=5.0)
+
+
 def dashboards(bench: Bench) -> None:
     """Reports of an app with a tenth of the store's events in its last 30 days; then with hits coming in beside."""
     data_dir = bench.fresh()
@@ -482,6 +514,7 @@ PARTS: dict[str, list[Callable[[Bench], None]]] = {
     "sustained": [partial(sustained, connections=count) for count in CONNECTION_COUNTS],
     "steady": [constant],
     "idle": [idle],
+    "fragment": [fragment],
     "dashboards": [dashboards],
     "people": [people],
     "retention": [journeys],

@@ -94,6 +94,7 @@ FIGURES = """
     20,000 events, funnel of 3 steps, 30 days, p95
     20,000 events, funnel with a filter and by a field, 30 days, p95
     20,000 events, funnel of 3 steps, 90 days, p95
+    snippet fragment, p95
     digest alone
     digest alone, from the start until 60,000 hits are digested
     digest alone, memory (Rss)
