@@ -13,7 +13,6 @@ bug of ours) -> it alone is set aside with its error, for `onepx digest retry`.
 import asyncio
 import contextlib
 import fcntl
-import gc
 import hashlib
 import heapq
 import math
@@ -28,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
@@ -46,6 +45,7 @@ from server.journal import (
     read_frames,
     remove_if_done,
     segment_sizes,
+    written_in_turn,
 )
 from server.routes import Routes
 from tenants import access_tokens, event_ids, people
@@ -93,6 +93,12 @@ class Batch:
     again: bool = False
     hits: list[tuple[int, Hit]] = field(default_factory=list[tuple[int, Hit]])
     limited: list[tuple[bytes, int, int]] = field(default_factory=list[tuple[bytes, int, int]])
+    # What its hits mean, if that was found out ahead, and as of which revision of the routes.
+    understood: tuple[int, "Understood"] | None = None
+
+    def is_next(self, positions: Mapping[str, int]) -> bool:
+        """Whether its ranges begin where these end."""
+        return all(positions.get(segment, 0) == start for segment, start, _ in self.ranges)
 
     @property
     def token(self) -> str:
@@ -113,7 +119,7 @@ class Outcome(msgspec.Struct, array_like=True):
 class Understood:
     """What a batch's hits mean. `failed`: hits that could not be digested, with the error."""
 
-    events: list[Row] = field(default_factory=list[Row])
+    events: list[list[Any]] = field(default_factory=list[list[Any]])
     rejections: list[Row] = field(default_factory=list[Row])
     claims: list[Claim] = field(default_factory=list[Claim])
     tokens: list[WaitingToken] = field(default_factory=list[WaitingToken])
@@ -312,7 +318,7 @@ def drop_duplicates(found: Understood, duplicates: set[bytes]) -> None:
     if not duplicates:
         return
     numbers = {int.from_bytes(named, "big") for named in duplicates}
-    kept: list[Row] = []
+    kept: list[list[Any]] = []
     for row in found.events:
         app, received_at, named = row[0], row[1], row[2]
         if named not in numbers:
@@ -333,8 +339,10 @@ def attribute(found: Understood, places: Iterable[int], persons: Iterable[bytes]
     events = found.events
     for place, person in zip(places, persons, strict=True):
         if person:
+            row = events[place]
             # The last two columns are the person and whether anything is known of them.
-            events[place] = (*events[place][:-2], int.from_bytes(person, "big"), True)
+            row[-2] = int.from_bytes(person)
+            row[-1] = True
 
 
 def drop_forgotten(found: Understood, forgotten: ForgottenKeys) -> None:
@@ -453,6 +461,8 @@ class Digester:
         # Whether the event store may have to hear of persons: a digest that was killed may have left some.
         self._untold = True
         self._memory = Memory()
+        # The batch that comes next, read and understood while the one before it is stored.
+        self._ahead: Batch | None = None
         # Whether segments may hold access tokens that were digested; and when they were last asked to go.
         self._holds_secrets = True
         self._emptied = -math.inf
@@ -476,8 +486,6 @@ class Digester:
             try:
                 self._state = self._state or State(self._folder)
                 more = await self._digest_batch(self._state)
-                # A batch leaves cycles behind that hold all its rows. Only what it made is looked through.
-                gc.collect(0)
             except Exception as error:  # a bug here must not end digestion
                 await self._in_trouble(error)
                 await self._sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
@@ -522,7 +530,9 @@ class Digester:
             await self._purge(state)
             return False
         await self._know_apps(batch)
-        found = understand(batch.hits, self._routes.by_app, self._decode)
+        revision, found = batch.understood or (-1, None)
+        if found is None or revision != self._routes.revision:
+            found = understand(batch.hits, self._routes.by_app, self._decode)
         oldest = min((hit.received_at for _, hit in batch.hits), default=None)
         if oldest is not None:
             drop_forgotten(found, await unscoped_forgotten(oldest))
@@ -554,7 +564,7 @@ class Digester:
         figures.seconds += time.perf_counter() - began
         await self._listener.progressed(figures)
         await self._purge(state)  # where hits come all the time there is a batch each time
-        return len(batch.hits) >= _BATCH_HITS // 2
+        return _is_large(batch)
 
     async def _identify(self, state: State, batch: Batch, found: Understood, duplicates: set[bytes]) -> None:
         sightings, places = found.sightings, found.places
@@ -577,8 +587,8 @@ class Digester:
             self._emptied = time.monotonic()
 
     def _in_order(self) -> bool:
-        """Whether all hits there are came after those of the batches before: of one process they do."""
-        return not people.shared() and len(segment_sizes(self._folder)) == 1
+        """Whether all hits there are came after those of the batches before."""
+        return not people.shared() and written_in_turn(self._folder)
 
     async def _tell(self) -> None:
         """Tell the event store which persons turned out to be others."""
@@ -600,6 +610,7 @@ class Digester:
 
     def _next_batch(self, state: State) -> Batch | None:
         """The batch that was begun before, or a new one, remembered on disk before it is returned."""
+        ahead, self._ahead = self._ahead, None
         begun = state.begun()
         if begun is not None:
             return self._read_again(begun, state)
@@ -608,7 +619,11 @@ class Digester:
             batch.retried.append(number)
             batch.hits.append((named, hit))
         if not batch.retried:
-            self._read(batch, state.positions())
+            positions = state.positions()
+            if ahead is not None and ahead.is_next(positions):
+                batch = ahead
+            else:
+                self._read(batch, positions)
         if not (batch.ranges or batch.retried):
             self._clean_up(state)
             return None
@@ -628,6 +643,21 @@ class Digester:
             if len(batch.hits) >= _BATCH_HITS:
                 break
         batch.ranges += [(path.name, start, ends[path.name]) for path, start in starts if path.name in ends]
+
+    def _read_ahead(self, state: State, batch: Batch) -> None:
+        """Read and understand what comes after this batch. What fails is left to its own turn, which tells of it."""
+        ahead = Batch()
+        try:
+            self._read(ahead, state.positions() | {segment: end for segment, _, end in batch.ranges})
+            if not ahead.ranges:
+                return
+            routes = self._routes
+            if {hit.app_id for _, hit in ahead.hits} <= routes.by_app.keys():
+                ahead.understood = routes.revision, understand(ahead.hits, routes.by_app, self._decode)
+        except Exception as error:
+            log.debug("not read ahead", error=type(error).__name__)
+            return
+        self._ahead = ahead
 
     def _read_again(self, begun: Batch, state: State) -> Batch:
         if begun.retried:
@@ -656,8 +686,11 @@ class Digester:
 
     async def _store_batch(self, state: State, batch: Batch, found: Understood) -> None:
         token = batch.token
-        for table, rows in (("events", found.events), ("rejections", found.rejections)):
-            await self._insert(table, await self._not_stored(table, rows) if batch.again else rows, found)
+        storing = asyncio.create_task(self._store_rows(batch, found))
+        if _is_large(batch):
+            await asyncio.sleep(0)  # the store has the rows, and this process nothing to do
+            self._read_ahead(state, batch)
+        await storing
         # Last, since a row that had to be set aside above does not count.
         await self._inserts.insert("traffic", traffic_rows(found.traffic, batch.limited), token)
         state.finish(batch, found.failed)
@@ -665,7 +698,11 @@ class Digester:
             log.error("hits set aside; see `onepx digest`", hits=len(found.failed))
         self._clean_up(state)
 
-    async def _not_stored(self, table: str, rows: list[Row]) -> list[Row]:
+    async def _store_rows(self, batch: Batch, found: Understood) -> None:
+        for table, rows in (("events", found.events), ("rejections", found.rejections)):
+            await self._insert(table, await self._not_stored(table, rows) if batch.again else rows, found)
+
+    async def _not_stored(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows without those stored by an earlier try: a power cut may lose the store's memory of its tokens."""
         stored: set[int] = set()
         for start in range(0, len(rows), _ASKED_AT_ONCE):
@@ -673,7 +710,7 @@ class Digester:
             stored |= await self._inserts.stored(table, [(row[0], row[1], row[2]) for row in asked])
         return [row for row in rows if row[2] not in stored]
 
-    async def _insert(self, table: str, rows: list[Row], found: Understood) -> None:
+    async def _insert(self, table: str, rows: Sequence[Row], found: Understood) -> None:
         """Insert; when the store refuses the rows, halve them until the one at fault is found and set aside."""
         if not rows:
             return
@@ -740,6 +777,11 @@ class Digester:
 
         if count := state.forget_hits(gone):
             log.info("set-aside hits of deleted apps and persons removed", hits=count)
+
+
+def _is_large(batch: Batch) -> bool:
+    """Whether there is likely to be more."""
+    return len(batch.hits) >= _BATCH_HITS // 2
 
 
 def _try_lock(fd: int) -> bool:

@@ -333,8 +333,8 @@ def main() -> None:
     sys.modules.update(dict.fromkeys(("numpy", "pyarrow")))  # pyright: ignore[reportArgumentType, reportCallIssue]
     settings = Settings.from_environment().prepare_data_dir()
     logs.set_up(settings.log_level, settings.log_format)
-    # What is remembered of persons would be looked through again and again, a quarter of the time of a batch: digest.py
-    # says when to collect.
+    # What is remembered of persons would be looked through again and again, a quarter of the time of a batch. Batches
+    # leave nothing behind that has to be looked for.
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS)
     try:

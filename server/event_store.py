@@ -281,6 +281,8 @@ class EventStore:
                 "insert_deduplicate": 1,
                 "insert_deduplication_token": token,
                 "async_insert": 0,
+                # A row of a key is as good as several: they become one when parts are merged, and reports know.
+                "optimize_on_insert": 0,
                 # For the view that collects properties: texts that look like times, or have a slash, stay as they are.
                 "input_format_try_infer_dates": 0,
                 "input_format_try_infer_datetimes": 0,
@@ -382,9 +384,11 @@ def write_native(table: str, rows: Sequence[Sequence[Any]], folder: Path) -> Pat
         if path is not None:
             path.unlink()  # what was written of it takes the room that is missing
         raise EventStoreUnavailable(f"{folder}: {error.strerror}") from error
-    if context.insert_exception is not None:
+    error = context.insert_exception
+    # It refers to itself, and would keep all rows until garbage is collected.
+    vars(context).clear()
+    if error is not None:
         path.unlink()
-        error = context.insert_exception
         raise EventStoreRefused(_reason(error)) from error
     return path
 

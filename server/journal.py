@@ -362,6 +362,20 @@ def segment_sizes(folder: Path) -> list[tuple[Path, int]]:
     return sorted(found)
 
 
+def written_in_turn(folder: Path) -> bool:
+    """Whether each segment was begun when the ones before it were finished: then all frames are in order of time.
+
+    Those of one process are, and those of one that was started when the other had ended.
+    """
+    finished = 0
+    for path, _ in segment_sizes(folder):
+        if int(path.name.partition("-")[0]) < finished:
+            return False
+        with contextlib.suppress(FileNotFoundError):  # just removed: digested
+            finished = max(finished, path.stat().st_mtime_ns // 1_000_000)
+    return True
+
+
 @dataclass(frozen=True)
 class Frame:
     """A whole frame found in a segment. Offsets in bytes; `first` is when its first hit came, in ms."""

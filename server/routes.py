@@ -35,9 +35,10 @@ class Routes:
         self.by_app: dict[bytes, Route] = {}
         # When the last update that worked began, by time.monotonic; 0 before the first.
         self.fresh_at = 0.0
+        # Of the newest change that is in here.
+        self.revision = 0
         # App of every token, ended ones too: the row of a deleted app no longer says which it was.
         self._app_of: dict[str, bytes] = {}
-        self._revision = 0
         self._unknown: dict[str, float] = {}
         self._next: asyncio.Task[None] | None = None
         self._missed_at = 0.0
@@ -80,9 +81,9 @@ class Routes:
     async def _update(self) -> None:
         began = time.monotonic()
         async with asyncio.timeout(_QUERY_SECONDS):
-            changed = await unscoped_routes(self._revision)
+            changed = await unscoped_routes(self.revision)
         for route in changed:
-            self._revision = max(self._revision, route.revision)
+            self.revision = max(self.revision, route.revision)
             self.by_token.pop(route.token, None)
             if not route.app_id.int:  # the app was deleted: hits of it that still wait go nowhere
                 self.by_app.pop(self._app_of.pop(route.token, b""), None)

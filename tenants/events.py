@@ -81,7 +81,7 @@ COLUMNS = {
 # What became of a hit, and the columns of `traffic`, in their order.
 OUTCOMES = ("recorded", "rejected", "duplicate", "limited")
 
-Row = tuple[Any, ...]
+Row = Sequence[Any]
 
 
 class Queries(Protocol):
@@ -106,12 +106,12 @@ def event_row(
     user_agent: bytes,
     referrer: bytes,
     sec_purpose: bytes,
-) -> Row:
+) -> list[Any]:
     """A row of `events`. Ids are the numbers of UUIDs, `received_at` is in ms, `visitor_id` is 0 without a cookie.
 
     The visitor is the person, of whom nothing is known: people.py finds out more.
     """
-    return (
+    return [
         app_id,
         received_at,
         hit_id,
@@ -133,7 +133,7 @@ def event_row(
         event.query,
         visitor_id,
         False,
-    )
+    ]
 
 
 def rejection_row(rejection: Rejection, app_id: int, received_at: int, hit_id: int, category: Category) -> Row:

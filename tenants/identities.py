@@ -137,6 +137,8 @@ class Persons:
         Empty for an anonymous visitor.
         """
         held = self.visitors.get(hit.visitor)
+        if hit.email is hit.uuid is hit.fbid is None:
+            return self.root(held) if held is not None else b""
         key: bytes | None = None
         if hit.email is not None:
             key = self.owners[EMAIL_KIND].get(hit.email)
@@ -152,8 +154,7 @@ class Persons:
             if owned is None or (key is not None and owned != key):
                 return None
             key = owned
-        if key is None:
-            return self.root(held) if held is not None else b""
+        assert key is not None
         if self.persons[key].merged_into is not None:
             return None
         if held != key:

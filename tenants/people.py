@@ -136,9 +136,8 @@ async def learn(hit: Sighting, now_ms: int) -> UUID | None:
 
 async def unscoped_untold(limit: int = 5_000) -> list[bulk.Row]:
     """Rows of `person_aliases` that the event store has yet to hear of, and then `told`; ids are numbers."""
-    rows = await tables.Person.raw(
-        f"SELECT key, revision FROM person WHERE todo > 0 AND (todo & {TELL}) > 0 LIMIT {limit}"
-    )
+    # TELL as the index `person_to_tell` says it.
+    rows = await tables.Person.raw(f"SELECT key, revision FROM person WHERE todo % 2 = 1 LIMIT {limit}")
     roots = await unscoped_roots([row["key"] for row in rows])
     return [_alias(row["key"], roots[row["key"]], row["revision"]) for row in rows]
 
@@ -199,18 +198,19 @@ async def _place_all(
     # Ids begin with when the hit came.
     placing = sorted(hits, key=attrgetter("hit_id"))
     newest = {app: known.newest for app, known in apps.items()}
-    earliest = _earliest(placing)
-    if any(hit.at < newest[app] - WINDOW_MS for app, hit in earliest.items()):
+    of_app = _of_app(placing)
+    if any(of_one[0].at < newest[app] - WINDOW_MS for app, of_one in of_app.items()):
         placing = [_last(hit, newest[hit.app]) if hit.at < newest[hit.app] - WINDOW_MS else hit for hit in placing]
         placing.sort(key=_PLACE)
-        earliest = _earliest(placing)
-    for hit in placing:
-        if hit.at > newest[hit.app]:
-            newest[hit.app] = hit.at
-    undone, sections = await _later(earliest)
-    placing += [entry.hit for entry in undone]
-    placing.sort(key=_PLACE)
-    await _load(apps, placing, undone)
+        of_app = _of_app(placing)
+    for app, of_one in of_app.items():
+        newest[app] = max(newest[app], of_one[-1].at)
+    undone, sections = await _later({app: of_one[0] for app, of_one in of_app.items()})
+    if undone:
+        placing += [entry.hit for entry in undone]
+        placing.sort(key=_PLACE)
+        of_app = _of_app(placing)
+    await _load(apps, of_app, undone)
     for entry in reversed(undone):
         apps[entry.hit.app].take_back(entry)
     stored = {entry.hit.hit_id: entry.stored for entry in undone}
@@ -256,13 +256,16 @@ def _last(hit: Sighting, newest: int) -> Sighting:
     return msgspec.structs.replace(hit, at=newest + 1, new_visitor=False)
 
 
-def _earliest(placing: list[Sighting]) -> dict[bytes, Sighting]:
-    """Each app's first hit."""
-    earliest: dict[bytes, Sighting] = {}
+def _of_app(placing: list[Sighting]) -> dict[bytes, list[Sighting]]:
+    """Each app's hits, in their order."""
+    of_app: dict[bytes, list[Sighting]] = {}
     for hit in placing:
-        if hit.app not in earliest:
-            earliest[hit.app] = hit
-    return earliest
+        of_one = of_app.get(hit.app)
+        if of_one is None:
+            of_app[hit.app] = [hit]
+        else:
+            of_one.append(hit)
+    return of_app
 
 
 async def _later(earliest: dict[bytes, Sighting]) -> tuple[list[Entry], dict[bytes, list[Entry]]]:
@@ -289,32 +292,34 @@ async def _later(earliest: dict[bytes, Sighting]) -> tuple[list[Entry], dict[byt
     return undone, kept
 
 
-async def _load(apps: dict[bytes, Persons], placing: list[Sighting], undone: list[Entry]) -> None:
+async def _load(apps: dict[bytes, Persons], of_app: dict[bytes, list[Sighting]], undone: list[Entry]) -> None:
     """Have `apps` know all that these hits are about."""
-    identifiers: set[bytes] = set()
+    identifiers: list[bytes] = []
     visitors: set[bytes] = set()
-    for hit in placing:
-        known = apps[hit.app]
-        owners = known.owners
-        if (
-            (hit.email is not None and hit.email not in owners[EMAIL_KIND])
-            or (hit.uuid is not None and hit.uuid not in owners[UUID_KIND])
-            or (hit.fbid is not None and hit.fbid not in owners[FBID_KIND])
+    for app, hits in of_app.items():
+        known = apps[app]
+        # Nearly all is remembered: sets find out what is not in a third of the time that looking at each hit takes.
+        for kind, told in (
+            (EMAIL_KIND, {hit.email for hit in hits}),
+            (UUID_KIND, {hit.uuid for hit in hits}),
+            (FBID_KIND, {hit.fbid for hit in hits}),
         ):
-            for kind, value in hit.identifiers():
-                if value not in owners[kind]:
-                    owners[kind][value] = None
-                    identifiers.add(_identifier_key(hit.app, kind, value))
-        # Nobody can own a cookie that was never seen.
-        if hit.visitor not in known.visitors and known.may_have_past(hit):
-            known.visitors[hit.visitor] = None
-            visitors.add(hit.app + hit.visitor)
+            owners = known.owners[kind]
+            for value in told.difference(owners):
+                if value is not None:
+                    owners[value] = None
+                    identifiers.append(_identifier_key(app, kind, value))
+        if strangers := {hit.visitor for hit in hits}.difference(known.visitors):
+            # Nobody can own a cookie that was never seen.
+            strangers = {hit.visitor for hit in hits if hit.visitor in strangers and known.may_have_past(hit)}
+            known.visitors |= dict.fromkeys(strangers)
+            visitors.update([app + visitor for visitor in strangers])
     for entry in undone:
         if entry.visitor_moved and entry.hit.visitor not in (known := apps[entry.hit.app]).visitors:
             known.visitors[entry.hit.visitor] = None
             visitors.add(entry.hit.app + entry.hit.visitor)
     wanted: set[bytes] = set()
-    for key, person in await bulk.find(Identifier, ("key", "person"), "key", list(identifiers)):
+    for key, person in await bulk.find(Identifier, ("key", "person"), "key", identifiers):
         apps[key[:16]].owners[key[16]][key[17:].decode(errors="surrogatepass")] = person[16:]
         wanted.add(person)
     for key, person in await bulk.find(Visitor, ("key", "person"), "key", list(visitors)):

@@ -418,6 +418,8 @@ INDEXES = (
     # No two at once.
     "CREATE UNIQUE INDEX audience_run_unfinished ON audience_run (audience) WHERE finished_at IS NULL",
     "CREATE INDEX person_todo ON person (key) WHERE todo > 0",
+    # Before every batch it is asked who is to be told of; there may be far more with something else to be done.
+    "CREATE INDEX person_to_tell ON person (key) WHERE todo % 2 = 1",
     "CREATE INDEX person_merged_into ON person (merged_into) WHERE merged_into IS NOT NULL",
 )
 

@@ -404,6 +404,82 @@ async def test_batches_are_cut_and_all_are_digested(shop: Shop, monkeypatch: pyt
     assert digester.figures.batches == 5
 
 
+async def test_a_batch_is_read_ahead_while_the_one_before_it_is_stored(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BATCH_HITS", 2)
+    seen: list[str] = []
+
+    def watched(category: Category, query: bytes, currency: str, private: bool) -> Event | Rejection:
+        seen.append(query.decode())
+        return decode(category, query, currency, private)
+
+    known: list[int] = []
+    shop.store.after = lambda table: known.append(len(seen)) if table == "traffic" else None
+    shop.segment(*[[shop.hit(f"event_token={frame}-{n}") for n in range(2)] for frame in range(3)])
+    await shop.digest(watched)
+    assert known == [4, 6, 6], "when a batch was stored the next one was understood"
+    assert len(seen) == len(set(seen)) == 6, "each hit once"
+    assert shop.store.traffic() == {"recorded": 6}
+
+
+async def test_what_was_read_ahead_waits_for_hits_that_are_retried(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_HITS", 2)
+    shop.journal("event_token=poison")
+    await shop.digest(poisoned)
+
+    def ask(table: str) -> None:
+        # The first batch is nearly stored, the second one read.
+        if table == "traffic":
+            shop.retry()
+
+    shop.store.after = ask
+    shop.segment(*[[shop.hit(f"event_token={frame}-{n}") for n in range(2)] for frame in range(2)])
+    async with shop.digesting():
+        await until(lambda: shop.empty() and not shop.aside())
+    assert shop.store.events() == ["0-0", "0-1", "1-0", "1-1", "poison"]
+    assert shop.store.traffic() == {"recorded": 5}
+
+
+async def test_an_app_deleted_after_its_hits_were_read_ahead_gets_none_of_them(
+    shop: Shop, alice: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BATCH_HITS", 2)
+    app, _ = await apps.create_app(alice, "Gone")
+    await shop.routes.refresh()
+    kept = [shop.hit(f"event_token=kept-{n}") for n in range(2)]
+    shop.app_id = app.id.bytes
+    shop.segment(kept, [shop.hit(f"event_token=gone-{n}") for n in range(2)])
+
+    class Deleting(Heard):
+        async def progressed(self, figures: DigestFigures) -> None:
+            await super().progressed(figures)
+            if figures.batches == 1:
+                await apps.delete_app(app)
+                await shop.routes.refresh()
+
+    shop.heard = Deleting()
+    await shop.digest()
+    assert shop.store.events() == ["kept-0", "kept-1"]
+
+
+async def test_what_cannot_be_read_ahead_is_told_of_in_its_turn(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BATCH_HITS", 2)
+    read, fails = Digester._read, [False, True, True, False]
+
+    def failing(self: Digester, batch: Batch, positions: Mapping[str, int]) -> None:
+        if fails and fails.pop(0):
+            raise OSError("the disk hiccups")
+        read(self, batch, positions)
+
+    monkeypatch.setattr(Digester, "_read", failing)
+    shop.segment(*[[shop.hit(f"event_token={frame}-{n}") for n in range(2)] for frame in range(2)])
+    await shop.digest()
+    assert shop.store.events() == ["0-0", "0-1", "1-0", "1-1"]
+    assert "OSError" in shop.heard.troubles
+    assert not fails
+
+
 async def test_whoever_watches_a_hit_hears_what_it_became(shop: Shop) -> None:
     shop.segment(
         [

@@ -1,13 +1,16 @@
 """What the event store does beside storing: it lets hits go before reports."""
 # pyright: reportPrivateUsage=false
 
+import gc
 import secrets
 import time
+import weakref
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from server.event_store import EventStore, EventStoreUnavailable
+from server.event_store import EventStore, EventStoreUnavailable, write_native
 from tenants.events import rejection_row
 from tenants.hits import Rejection
 
@@ -27,6 +30,23 @@ async def test_reports_take_one_core_while_many_hits_come_in(event_store: EventS
     assert await threads(event_store) == ("1" if busy else usual)
     event_store._busy_until = 0.0
     assert await threads(event_store) == usual
+
+
+async def test_rows_that_were_written_are_let_go_at_once(tmp_path: Path) -> None:
+    class Text(str):
+        __slots__ = ("__weakref__",)
+
+    detail = Text("Say what happened.")
+    gone = weakref.ref(detail)
+    rows = [[1, 1_000, 2, "event", "missing_event_token", detail, ""]]
+    gc.disable()
+    try:
+        write_native("rejections", rows, tmp_path)
+        rows.clear()
+        del detail
+        assert gone() is None, "not only when garbage is collected"
+    finally:
+        gc.enable()
 
 
 async def test_a_report_does_not_take_the_memory_of_the_process_that_takes_hits(event_store: EventStore) -> None:

@@ -39,6 +39,7 @@ from server.journal import (
     read_frames,
     remove_if_done,
     segment_sizes,
+    written_in_turn,
 )
 
 APP = b"a" * 16
@@ -723,6 +724,41 @@ def test_an_empty_segment_of_a_dead_writer_goes(tmp_path: Path) -> None:
     path = segment_of(tmp_path)
     assert remove_if_done(path, 0) is True
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "in_turn"),
+    [
+        ([], True),
+        ([(100, 900)], True),
+        ([(100, 200), (200, 300), (350, 900)], True),  # one process's, or of one started after the other
+        ([(100, 300), (200, 400)], False),  # two at once
+        ([(100, 900), (200, 300), (400, 500)], False),
+    ],
+)
+def test_segments_written_one_after_the_other_are_told_from_those_of_two_processes(
+    tmp_path: Path, written: list[tuple[int, int]], in_turn: bool
+) -> None:
+    for begun, finished in written:
+        path = tmp_path / f"{begun:014d}-{begun:09x}.journal"
+        path.touch()
+        os.utime(path, ns=(finished * 1_000_000, finished * 1_000_000))
+    assert written_in_turn(tmp_path) is in_turn
+
+
+def test_the_segments_of_one_process_are_written_in_turn(tmp_path: Path) -> None:
+    now = int(time.time() * 1000)
+    for _ in range(5):
+        segment = Segment(tmp_path)
+        segment.append(encode_frame([hit(1, now)], []))
+        segment.close()
+    assert written_in_turn(tmp_path)
+    first, second = Segment(tmp_path), Segment(tmp_path)
+    time.sleep(0.05)
+    first.append(encode_frame([hit(1, now)], []))
+    assert not written_in_turn(tmp_path)
+    first.close()
+    second.close()
 
 
 # Backlog
