@@ -68,6 +68,12 @@ _FEW = 1_000
 _GIVE_UP = f"SETTINGS max_rows_to_group_by = {_FEW}, group_by_overflow_mode = 'break'"
 _TOP = "ORDER BY events DESC, missing DESC, text LIMIT {limit:UInt32}"
 _OF_ALL = "sum(events) OVER () AS whole, count() OVER () AS known, max(startsWith(text, '[')) OVER () AS lists"
+# Beyond, a value is its hash, whose lowest bit says whether it looks like a list; what is missing is the last one. One
+# number holds how often it came, up to 2^28 times, and the beginning of its hash.
+_EVEN = 2**64 - 2
+_HASH = f"if(missing, {_EVEN}, bitOr(bitAnd(cityHash64(text), {_EVEN}), startsWith(text, '[')))"
+_PLACE = 2**36
+_BEGINNING = f"intDiv({_HASH}, {2**28})"
 
 
 async def _values(
@@ -76,24 +82,30 @@ async def _values(
     """The values with most events. Each row has figures of all: `whole` events, `known` values, whether `lists`."""
     value = f"{text} AS text, {missing} AS missing"
     # Whatever has an amount is revenue, and numbers compare faster than categories.
-    counted = (
-        f"SELECT {value}, count() AS events, {PERSONS} AS persons, "
-        f"sumMapIf(map(currency, amount), amount != 0) AS net {rows}"
-    )
+    counted = f"count() AS events, {PERSONS} AS persons, sumMapIf(map(currency, amount), amount != 0) AS net"
     by_value = "GROUP BY text, missing"
     found = await store.query(
-        f"SELECT *, {_OF_ALL} FROM ({counted} {by_value}) {_TOP} {_GIVE_UP}", parameters, app.tenant
+        f"SELECT *, {_OF_ALL} FROM (SELECT {value}, {counted} {rows} {by_value}) {_TOP} {_GIVE_UP}",
+        parameters,
+        app.tenant,
     )
     if not found or found[0]["known"] <= _FEW:
         return found
-    # There may be a million: persons are counted of those that are shown.
+    # There may be a million: which are most frequent is found by numbers alone, and only of those the rest is asked. Of
+    # values that came as often as each other it is the hash that decides.
+    places = f"groupArray(least(events, {2**28 - 1}) * {_PLACE} + intDiv(hash, {2**28}))"
+    (of_all,) = await store.query(
+        f"SELECT sum(events) AS whole, count() AS known, max(hash % 2) AS lists, "
+        f"arraySlice(arrayPartialReverseSort({{limit:UInt32}}, {places}), 1, {{limit:UInt32}}) AS places "
+        f"FROM (SELECT {_HASH} AS hash, count() AS events FROM (SELECT {value} {rows}) GROUP BY hash)",
+        parameters,
+        app.tenant,
+    )
+    beginnings = [place % _PLACE for place in of_all.pop("places")]
     found = await store.query(
-        f"SELECT *, {_OF_ALL} FROM (SELECT {value}, count() AS events {rows} {by_value}) {_TOP}", parameters, app.tenant
+        f"SELECT text, missing, {counted} FROM (SELECT {value}, person_id, currency, amount {rows}) "
+        f"WHERE {_BEGINNING} IN {{beginnings:Array(UInt64)}} {by_value} {_TOP}",
+        parameters | {"beginnings": beginnings},
+        app.tenant,
     )
-    shown = {"shown": [row["text"] for row in found]}
-    counts = await store.query(
-        f"{counted} AND text IN {{shown:Array(String)}} {by_value}", parameters | shown, app.tenant
-    )
-    details = {(row["text"], row["missing"]): row for row in counts}
-    # A value that came since then is not lost, only less exact.
-    return [row | details.get((row["text"], row["missing"]), {"persons": 0, "net": {}}) | row for row in found]
+    return [row | of_all for row in found]
