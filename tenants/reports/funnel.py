@@ -39,6 +39,7 @@ _NAME = re.compile(r"step([1-9][0-9]*)(?:\.(.*))?", re.DOTALL)
 _VALUES = 1 << 10
 _TIME = _VALUES << MAX_STEPS
 _ALL = _VALUES - 1
+_NEVER = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -203,14 +204,19 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
     bits = " + ".join(f"{2**step} * {condition}" for step, condition in enumerate(conditions))
     at = f"toUInt64(toUnixTimestamp64Milli(received_at) - {start}000)"
     event = f"{at} * {_TIME} + toUInt64({bits}) * {_VALUES} + {value}"
+    # All else is found in the lists: one more aggregate function takes as long as all that is done to them here.
     query = (
-        f"SELECT groupArray({event}) AS listed, minIf({event}, {conditions[0]}) AS begun, "
-        f"max({conditions[1]}) AS further {rows} AND event_token IN {{tokens:Array(String)}} "
-        f"AND ({' OR '.join(conditions)}) GROUP BY {PERSON} HAVING begun > 0"
+        f"SELECT groupArray({event}) AS listed {rows} AND event_token IN {{tokens:Array(String)}} "
+        f"AND ({' OR '.join(conditions)}) GROUP BY {PERSON}"
     )
-    # Most people have not even an event of the second step: nothing has to be looked for in theirs. The 0 in front is
-    # what is carried on as long as there is no attempt.
-    sorted_events = "arrayPushFront(if(further, arrayCompact(arraySort(listed)), []), toUInt64(0))"
+    is_first, is_second = (f"bitTest(e, {(_VALUES * 2**step).bit_length() - 1})" for step in (0, 1))
+    begun = f"arrayMin(e -> if({is_first}, e, {_NEVER}), listed)"
+    # Most people have not even an event of the second step: nothing has to be looked for in theirs.
+    further = f"if(arrayExists(e -> {is_second}, listed), listed, [])"
+    query = f"SELECT {begun} AS begun, {further} AS further FROM ({query}) WHERE begun < {_NEVER}"
+    # The 0 in front is what is carried on as long as there is no attempt.
+    sorted_events = "arrayCompact(arraySort(further))"
+    sorted_events = f"if(empty(further), [], arrayPushFront({sorted_events}, toUInt64(0)))"
     query = f"SELECT begun, {sorted_events} AS events FROM ({query})"
     query = (
         f"SELECT begun, events, arrayMap(e -> bitAnd(intDiv(e, {_VALUES}), {2**MAX_STEPS - 1}), events) AS are, "
@@ -220,7 +226,7 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
     starts = ["arrayFill((e, is) -> bitTest(is, 0), events, are) AS start0"]
     for step in steps[1:]:
         # The attempts as they were before each event: it takes none further that it began itself.
-        before = f"arrayPushFront(arrayPopBack(start{step - 1}), toUInt64(0))"
+        before = f"arrayPopBack(arrayPushFront(start{step - 1}, toUInt64(0)))"
         starts.append(
             f"arrayFill((e, is, t) -> bitTest(is, {step}) AND e > 0 AND t - intDiv(e, {_TIME}) <= {most}, "
             f"{before}, are, at) AS start{step}"

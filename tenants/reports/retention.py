@@ -7,6 +7,8 @@ number a person: a bit for each interval they were there in.
 import math
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
+from statistics import mode
 
 import msgspec
 
@@ -23,6 +25,8 @@ MAX_INTERVALS = 64
 # A person's hash with room for the interval in its lowest bits. The other 58 tell a million people apart: that two are
 # taken for one is less likely than one in 500,000.
 _PERSON = 2**64 - MAX_INTERVALS
+# Clocks change twice a year; with more, as with months, a list is as fast.
+_MAX_RUNS = 4
 # The finest interval with a table that can be read: days for a month, weeks for half a year.
 _FINEST: tuple[tuple[int, Interval], ...] = ((31, "day"), (183, "week"))
 _LONGER: dict[Interval, Interval] = {"hour": "day", "day": "week", "week": "month"}
@@ -134,10 +138,24 @@ def checked_token(parameter: str, event_token: str) -> str:
 def _interval(period: Period) -> tuple[str, Parameters]:
     """The number of the interval that a row is in, and the parameters it needs.
 
-    Looked up in a list by the slot of time: all slots are of one length, the longest that all intervals are made of.
-    That is a day, and where clocks change an hour or a part of one. `roundDown` would search a list for each row.
+    Days and weeks are of one length but for those in which clocks change, and are divided by it from there on. Months
+    are looked up in a list by the slot of time: all slots are of one length, the longest that all are made of, a day
+    or, where clocks change, an hour or a part of one. `roundDown` would search a list for each row.
     """
     starts = [seconds(at) for at in period.buckets]
+    lengths = [end - start for start, end in pairwise(starts)]
+    usual = mode(lengths) if lengths else max(1, seconds(period.end) - starts[0])
+    # Where intervals of the usual length begin, and begin again after one of another length.
+    runs = [0, *(number for number, length in enumerate(lengths, 1) if length != usual)]
+    if len(runs) <= _MAX_RUNS:
+        number, after = "", len(starts)
+        for first in reversed(runs):
+            # The longer day before clocks are put back is one day, too.
+            counted = f"intDiv(toUnixTimestamp64Milli(received_at) - {starts[first]}000, {usual}000) + {first}"
+            counted = f"least({counted}, {after - 1})"
+            later = f"received_at >= fromUnixTimestamp64Milli({starts[after]}000)" if number else ""
+            number, after = f"if({later}, {number}, {counted})" if number else counted, first
+        return f"toUInt8({number})", {}
     slot = math.gcd(*(at - starts[0] for at in starts[1:])) or max(1, seconds(period.end) - starts[0])
     ends = [*starts[1:], seconds(period.end)]
     slots = [max(1, math.ceil((end - start) / slot)) for start, end in zip(starts, ends, strict=True)]
