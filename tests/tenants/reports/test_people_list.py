@@ -10,6 +10,7 @@ from stored_hits import NOW, Shop
 from server.database import Database
 from tenants.errors import InvalidValue, NotFound
 from tenants.events import recent_events
+from tenants.reports import people as people_report
 from tenants.reports.people import Sort, people
 from tenants.reports.person import Lifetime, person
 from tenants.reports.segments import segment_of
@@ -146,6 +147,31 @@ async def test_buyers_are_found_behind_many_unknown_ones(told: Shop) -> None:
         told.hit("buy", days(0.1), person=uuid4(), amount=50_000)
     await told.store()
     assert await _names(told, sort="revenue", limit=2) == "cleo ann"
+
+
+async def test_who_did_most_is_found_behind_many_unknown_ones(told: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the newest events are of people who are known; those with most events are not."""
+    monkeypatch.setattr(people_report, "_SAMPLE", 3)
+    for stranger in [uuid4() for _ in range(40)]:
+        for hour in range(8):
+            told.hit("visit", days(2 + hour / 24), person=stranger)
+    told.hit("visit", days(0.2), person=BOB, identified=True)
+    told.hit("visit", days(0.1), person=BOB, identified=True)
+    await told.store()
+    for limit in (1, 2, 50):
+        assert await _names(told, sort="events", limit=limit) == " ".join(["ann", "bob", "cleo"][:limit])
+
+
+@pytest.mark.parametrize("newest", [1, 3, 6, 100])
+async def test_the_newest_people_are_those_however_few_events_are_looked_at_first(
+    told: Shop, monkeypatch: pytest.MonkeyPatch, newest: int
+) -> None:
+    monkeypatch.setattr(people_report, "_NEWEST_OF_NEW", newest)
+    for limit in (1, 2, 3, 50):
+        assert await _names(told, sort="first_seen", limit=limit) == " ".join(["cleo", "ann", "bob"][:limit])
+    page = await people(told.app, told.events, sort="first_seen", limit=1)
+    page = await people(told.app, told.events, sort="first_seen", limit=1, cursor=page.next)
+    assert [NAMES[each.known.id] for each in page.people] == ["ann"]
 
 
 @pytest.mark.parametrize("cursor", ["x", "AAAA", "A" * 64, "=", "\ud800", "é"])
