@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -82,16 +83,22 @@ class AudiencePusher:
         taken = await audiences.unscoped_take_run(self._key, now)
         if taken is None:
             return False
+        began = time.monotonic()
+
+        def clock() -> datetime:
+            """A run of many batches takes a while."""
+            return now + timedelta(seconds=time.monotonic() - began)
+
         try:
             credentials = await facebook.credentials(taken.app.id, self._key)
-            await self._push(taken, credentials, now)
+            await self._push(taken, credentials, clock)
         except NotFound:
             pass  # the app is gone, and the run with it
         except Unavailable:
-            await self._wait(taken, now, None, _OWN_STORE)
+            await self._wait(taken, clock(), None, _OWN_STORE)
         return True
 
-    async def _push(self, taken: TakenRun, credentials: Credentials | None, now: datetime) -> None:
+    async def _push(self, taken: TakenRun, credentials: Credentials | None, clock: Callable[[], datetime]) -> None:
         if taken.token is None:
             await audiences.finish(taken, _LOST)
             return
@@ -103,12 +110,12 @@ class AudiencePusher:
         # One ahead, since the last one has to say that it is.
         async for following in self._batches(found, taken.run.people, credentials is not None):
             if batch is not None:
-                ours = await self._send(ours, credentials, batch, False, about, now)
+                ours = await self._send(ours, credentials, batch, False, about, clock)
             if ours is None:
                 return
             batch = following
         if batch is not None:
-            ours = await self._send(ours, credentials, batch, True, about, now)
+            ours = await self._send(ours, credentials, batch, True, about, clock)
         if ours is not None:
             await audiences.finish(ours)
 
@@ -130,7 +137,13 @@ class AudiencePusher:
             yield _Batch(rows, last, people)
 
     async def _send(
-        self, taken: TakenRun, credentials: Credentials | None, batch: _Batch, last: bool, about: int, now: datetime
+        self,
+        taken: TakenRun,
+        credentials: Credentials | None,
+        batch: _Batch,
+        last: bool,
+        about: int,
+        clock: Callable[[], datetime],
     ) -> TakenRun | None:
         """Send a batch and write it down; None when the run ends or waits here."""
         assert taken.token is not None
@@ -151,13 +164,13 @@ class AudiencePusher:
             return None
         except Later as error:
             why = _WAITS.format(code=error.code) if error.code else _NO_ANSWER
-            await self._wait(taken, now, error.seconds, why)
+            await self._wait(taken, clock(), error.seconds, why)
             return None
         ours = await audiences.sent(
             taken, batch.last, batch.people, len(batch.rows), uploaded.received, uploaded.invalid
         )
         if ours is not None and rest and not last:
-            await audiences.wait(ours, now + timedelta(seconds=rest), _RESTS)
+            await audiences.wait(ours, clock() + timedelta(seconds=rest), _RESTS)
             return None
         return ours
 

@@ -55,7 +55,7 @@ from tenants.errors import Unavailable
 from tenants.event_ids import Claim
 from tenants.events import COLUMNS, OUTCOMES, Row, event_row, rejection_row
 from tenants.forgotten import ForgottenKeys, unscoped_forgotten
-from tenants.hits import Category, Event, Rejection, decode, identifiers_in
+from tenants.hits import Category, Event, Rejection, decode, holds_access_token, identifiers_in
 from tenants.identities import Sighting
 from tenants.people import Memory
 from tenants.secrets import SecretKey
@@ -128,6 +128,8 @@ class Understood:
     sightings: list[Sighting] = field(default_factory=list[Sighting])
     places: list[int] = field(default_factory=list[int])
     duplicates: int = 0
+    # Whether a hit carried an access token, of whatever it became.
+    secrets: bool = False
     traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter[tuple[int, int, str]])
     failed: dict[int, str] = field(default_factory=dict[int, str])
     # By hit id, of the hits whose sender waits to hear.
@@ -247,6 +249,8 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
             category = CATEGORIES[hit.category]
             meaning = decode(category, hit.query, route.currency, hit.privacy)
             minute = hit.received_at // 60_000 * 60
+            if len(meaning.query) != len(hit.query) and not found.secrets:
+                found.secrets = holds_access_token(hit.query)
             if isinstance(meaning, Event):
                 events.append(
                     event_row(
@@ -547,7 +551,7 @@ class Digester:
         async with asyncio.timeout(_CLAIM_SECONDS):
             await access_tokens.keep(self._key, found.tokens, int(time.time() * 1000))
         await self._store_batch(state, batch, found)
-        if found.tokens:
+        if found.secrets:
             self._holds_secrets = True
         self._empty_journal()
         if found.watched:

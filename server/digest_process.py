@@ -48,13 +48,15 @@ class Insert(msgspec.Struct, tag=True):
     table: str
     path: str
     token: str
+    number: int = 0
 
 
 class Inserted(msgspec.Struct, tag=True):
-    """Parent: done, or why not."""
+    """Parent: done, or why not; with the question's number."""
 
     refused: str | None = None
     unavailable: str | None = None
+    number: int = 0
 
 
 class AskStored(msgspec.Struct, tag=True):
@@ -62,13 +64,15 @@ class AskStored(msgspec.Struct, tag=True):
 
     table: str
     rows: list[tuple[bytes, int, bytes]]
+    number: int = 0
 
 
 class Stored(msgspec.Struct, tag=True):
-    """Parent: these, 16 bytes an id; or why it cannot tell."""
+    """Parent: these, 16 bytes an id; or why it cannot tell. With the question's number."""
 
     ids: list[bytes] = []
     unavailable: str | None = None
+    number: int = 0
 
 
 class Progress(msgspec.Struct, tag=True):
@@ -191,18 +195,18 @@ class DigestProcess:
         try:
             await self._store.insert_file(insert.table, Path(insert.path), insert.token)
         except EventStoreRefused as error:
-            return Inserted(refused=str(error))
+            return Inserted(refused=str(error), number=insert.number)
         except EventStoreUnavailable as error:
-            return Inserted(unavailable=str(error))
-        return Inserted()
+            return Inserted(unavailable=str(error), number=insert.number)
+        return Inserted(number=insert.number)
 
     async def _stored(self, question: AskStored) -> Stored:
         try:
             rows = [(int.from_bytes(app, "big"), at, int.from_bytes(named, "big")) for app, at, named in question.rows]
             ids = await self._store.stored(question.table, rows)
         except EventStoreUnavailable as error:
-            return Stored(unavailable=str(error))
-        return Stored([number.to_bytes(16, "big") for number in ids])
+            return Stored(unavailable=str(error), number=question.number)
+        return Stored([id.to_bytes(16, "big") for id in ids], number=question.number)
 
     async def _tell(self, child: asyncio.subprocess.Process, message: msgspec.Struct) -> None:
         assert child.stdin is not None
@@ -234,6 +238,7 @@ class _Parent:
 
     output: int
     tmp_dir: Path
+    _asked: int = 0
     _reply: asyncio.Future[Inserted | Stored] | None = None
 
     def _tell(self, message: msgspec.Struct) -> None:
@@ -249,15 +254,19 @@ class _Parent:
         if not rows:
             return
         path = write_native(table, rows, self.tmp_dir)
-        done = await self._ask(Insert(table, str(path), token))
+        done = await self._ask(Insert(table, str(path), token, self._next_number()))
         if isinstance(done, Inserted) and done.refused is not None:
             raise EventStoreRefused(done.refused)
 
     async def stored(self, table: str, rows: Sequence[tuple[int, int, int]]) -> set[int]:
         """See digest.Inserts."""
         asked = [(app.to_bytes(16, "big"), at, named.to_bytes(16, "big")) for app, at, named in rows]
-        told = await self._ask(AskStored(table, asked))
-        return {int.from_bytes(number, "big") for number in told.ids} if isinstance(told, Stored) else set()
+        told = await self._ask(AskStored(table, asked, self._next_number()))
+        return {int.from_bytes(id, "big") for id in told.ids} if isinstance(told, Stored) else set()
+
+    def _next_number(self) -> int:
+        self._asked += 1
+        return self._asked
 
     async def _ask(self, question: Insert | AskStored) -> Inserted | Stored:
         """The parent's answer; the digest asks one thing after the other. Raises EventStoreUnavailable."""
@@ -269,8 +278,8 @@ class _Parent:
         return answer
 
     def replied(self, answer: Inserted | Stored) -> None:
-        """The parent's answer came."""
-        if self._reply is not None:
+        """The parent's answer came; to a question that was given up (a timeout) it is not looked at."""
+        if self._reply is not None and answer.number == self._asked and not self._reply.done():
             self._reply.set_result(answer)
 
     async def progressed(self, figures: DigestFigures) -> None:
@@ -315,10 +324,16 @@ async def _digest(settings: Settings) -> None:
         # The parent is gone, and with it the one that would answer. The batch is remembered.
         os._exit(1)
 
+    async def tidy_up() -> None:
+        while True:
+            await asyncio.sleep(_LEFT_SECONDS / 2)
+            _remove_leftovers(tmp_dir)
+
     listening = asyncio.create_task(listen())
+    tidying = asyncio.create_task(tidy_up())
     fresh = asyncio.create_task(routes.keep_fresh())
     await digester.run()
-    for task in (listening, fresh):
+    for task in (listening, tidying, fresh):
         task.cancel()
     await database.close()
 

@@ -33,6 +33,7 @@ from server.settings import redact
 from server.streams import ByteStream
 from tenants.errors import Busy, Unavailable
 from tenants.events import COLUMNS
+from tenants.rewriting import PROPERTIES
 
 log = structlog.get_logger()
 
@@ -52,6 +53,8 @@ _WAITING_OF_ONE = 120
 _QUERY_SECONDS = 30
 # The embedded engine's memory is that of the process that takes hits. At half of it groups go to the disk.
 _QUERY_BYTES = 1024**3
+# Somebody may have been a hundred thousand visitors, all of whom a statement that deletes them names.
+_STATEMENT_BYTES = 64 * 1024**2
 # Exports at once, and of one tenant: each computes on one core for as long as its reader takes.
 _STREAMS = 4
 _STREAMS_OF_ONE = 2
@@ -124,7 +127,7 @@ class EventStore:
 
     def _connect(self, seconds: int) -> Client:
         parts = urlsplit(self.url)
-        settings: dict[str, Any] = {"max_execution_time": seconds}
+        settings: dict[str, Any] = {"max_execution_time": seconds, "max_query_size": _STATEMENT_BYTES}
         if self.embedded:
             return clickhouse_connect.get_client(dsn=f"chdb://{unquote(parts.path)}", settings=settings)
         secure = parts.scheme == "clickhouses"
@@ -312,16 +315,21 @@ class EventStore:
     async def stored(self, table: str, rows: Sequence[tuple[int, int, int]]) -> set[int]:
         """Which of these rows (app id, received at in ms, id) are stored, by id. Raises EventStoreUnavailable.
 
-        Apps and times are what the table is sorted by: the ids alone would have it read whole.
+        Apps and times are what the table is sorted by: the ids alone would have it read whole. Of events the properties
+        are collected once more: the insert that stored them may not have come to the view.
         """
         # Written into the query, since a server bounds a parameter's length more tightly; all are numbers of ours.
         apps = ", ".join(f"'{UUID(int=app)}'" for app in {app for app, _, _ in rows})
         times = [at for _, at, _ in rows]
         ids = ", ".join(f"'{UUID(int=named)}'" for _, _, named in rows)
-        found = await self.query(
-            f"SELECT id FROM {table} WHERE app_id IN ({apps}) AND id IN ({ids}) AND received_at BETWEEN "
+        where = (
+            f"app_id IN ({apps}) AND id IN ({ids}) AND received_at BETWEEN "
             f"fromUnixTimestamp64Milli({min(times)}, 'UTC') AND fromUnixTimestamp64Milli({max(times)}, 'UTC')"
         )
+        found = await self.query(f"SELECT id FROM {table} WHERE {where}")
+        if found and table == "events":
+            again = PROPERTIES.format(rows=f"{where} AND identified")
+            await self.change(f"INSERT INTO person_properties {again}")
         return {row["id"].int for row in found}
 
     def migrate(self) -> list[str]:

@@ -17,6 +17,7 @@ from tenants.access_tokens import TOKEN_MS, Profile, Sender, TakenToken
 from tenants.errors import NotFound
 from tenants.events import Row
 from tenants.facebook import Credentials
+from tenants.forgotten import unscoped_forgotten
 from tenants.identities import Sighting
 from tenants.secrets import SecretKey
 from tenants.tables import App, TokenState
@@ -173,14 +174,22 @@ class TokenResolver:
             except Exception as error:  # whatever it is, it must not hold up the others; it is told when the lease ends
                 self._failed(error)
                 continue
-            rows += property_rows(each, person or UUID(bytes=each.visitor))
             told.append(each)
+            if person is None and await self._is_forgotten(each):
+                continue
+            rows += property_rows(each, person or UUID(bytes=each.visitor))
         await self._tell_of_persons()
         if told:
             token = hashlib.blake2b(b"".join(each.key for each in told), digest_size=16).hexdigest()
             await self._store.insert("person_properties", rows, token)
             await access_tokens.told(told)
         return True
+
+    async def _is_forgotten(self, sender: Sender) -> bool:
+        """Whether they were deleted since: nothing is kept of them, not even under their cookie."""
+        forgotten = await unscoped_forgotten(sender.received_at_ms)
+        told = sender.uuid, sender.email, sender.resolved_fbid or sender.fbid
+        return forgotten.covers(sender.app_id.bytes, sender.received_at_ms, sender.visitor, *told)
 
     async def _tell_of_persons(self) -> None:
         """Tell the event store which persons turned out to be others, as the digest does after its batches."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -34,45 +35,57 @@ _SETTLED = timedelta(minutes=15)
 
 
 async def keep_up(store: EventStore, journal_dir: Path) -> None:
-    """Do it for ever. What fails is logged, once, and tried again."""
-    failing = False
+    """Do it for ever. What fails is logged, once, and tried again, and holds up nothing else."""
+    failing: set[str] = set()
+
+    async def attempt(what: str, work: Awaitable[object]) -> bool:
+        try:
+            await work
+        except Exception as error:  # a store that is away, or a bug: neither may end this
+            if what not in failing:
+                log.warning("upkeep waits", what=what, error=type(error).__name__)
+            failing.add(what)
+            return False
+        failing.discard(what)
+        return True
+
     forget_at = expire_at = rewrite_at = time.monotonic() + _FIRST_SECONDS
     asked: datetime | None = None
     expired_on: date | None = None
     while True:
         await asyncio.sleep(_ROUND_SECONDS)
-        try:
-            now = datetime.now(UTC)
-            if done := await unscoped_erase_apps(store, now):
-                log.info("deleted apps erased", apps=done)
-            await unscoped_collect(store, now)
-            await unscoped_reattribute(store, now)
-            if time.monotonic() >= rewrite_at:
-                await unscoped_rewrite(store, now)
-                rewrite_at = time.monotonic() + _REWRITE_SECONDS
+        now = datetime.now(UTC)
+        await attempt("erasing deleted apps", _erase_apps(store, now))
+        await attempt("collecting properties", unscoped_collect(store, now))
+        await attempt("moving events", unscoped_reattribute(store, now))
+        if time.monotonic() >= rewrite_at and await attempt("rewriting persons", unscoped_rewrite(store, now)):
+            rewrite_at = time.monotonic() + _REWRITE_SECONDS
+
+        async def delete() -> None:
+            nonlocal asked
             newest = await unscoped_newest_pending()
-            if newest is not None:
-                if newest != asked:
-                    await asyncio.to_thread(ask_to_let_go, journal_dir)
-                    asked = newest
-                await _delete_persons(store, journal_dir)
-            if time.monotonic() >= forget_at:
-                await unscoped_forget_queries(store, datetime.now(UTC))
-                forget_at = time.monotonic() + _FORGET_SECONDS
-            if time.monotonic() >= expire_at:
-                await unscoped_expire(store, datetime.now(UTC))
-                await unscoped_purge_forgotten(datetime.now(UTC))
-                expire_at = time.monotonic() + _EXPIRE_SECONDS
-                if (today := datetime.now(UTC).date()) != expired_on:
-                    # Whose events only begin to go is looked at tomorrow.
-                    await unscoped_expire_people(store, datetime.now(UTC))
-                    expired_on = today
-        except Exception as error:  # a store that is away, or a bug: neither may end this
-            if not failing:
-                log.warning("what is deleted, and what persons became, waits", error=type(error).__name__)
-            failing = True
-        else:
-            failing = False
+            if newest is None:
+                return
+            if newest != asked:
+                await asyncio.to_thread(ask_to_let_go, journal_dir)
+                asked = newest
+            await _delete_persons(store, journal_dir)
+
+        await attempt("deleting persons", delete())
+        if time.monotonic() >= forget_at and await attempt("emptying raw queries", unscoped_forget_queries(store, now)):
+            forget_at = time.monotonic() + _FORGET_SECONDS
+        if time.monotonic() >= expire_at:
+            await attempt("expiring events", unscoped_expire(store, now))
+            await attempt("forgetting who was deleted", unscoped_purge_forgotten(now))
+            expire_at = time.monotonic() + _EXPIRE_SECONDS
+            # Whose events only begin to go is looked at tomorrow.
+            if now.date() != expired_on and await attempt("expiring people", unscoped_expire_people(store, now)):
+                expired_on = now.date()
+
+
+async def _erase_apps(store: EventStore, now: datetime) -> None:
+    if done := await unscoped_erase_apps(store, now):
+        log.info("deleted apps erased", apps=done)
 
 
 async def _delete_persons(store: EventStore, journal_dir: Path) -> None:

@@ -11,7 +11,7 @@ it for `LEASE_MS`, and after that it is anybody's again. What is told twice chan
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -30,6 +30,8 @@ LEASE_MS = 120_000
 
 # Rows removed in a transaction, after which others get their turn to write.
 _PURGE_ROWS = 10_000
+# Values a statement; SQLite takes 32,766.
+_NAMED_AT_ONCE = 5_000
 
 
 class WaitingToken(NamedTuple):
@@ -370,20 +372,12 @@ async def forget(
 
     A token that several people sent goes for all of them.
     """
-    mentions = TokenSender.key.is_in([b""])
-    for column, values in (
-        (TokenSender.visitor, visitors),
-        (TokenSender.hit_id, hit_ids),
-        (TokenSender.uuid, uuids),
-        (TokenSender.email, emails),
-        (TokenSender.fbid, fbids),
-    ):
-        if values:
-            mentions = mentions | column.is_in(list(values))
     async with transaction():
         sent = (TokenSender.app_id == app_id) & (TokenSender.received_at < before_ms)
-        rows = await TokenSender.select(TokenSender.token).where(sent, mentions)
-        keys = {row["token"] for row in rows}
+        keys: set[bytes] = set()
+        for mentions in _sent_by(visitors, hit_ids, uuids, emails, fbids):
+            rows = await TokenSender.select(TokenSender.token).where(sent, mentions)
+            keys |= {row["token"] for row in rows}
         if fbids:
             theirs = AccessToken.fbid.is_in(list(fbids))
             came = (AccessToken.app_id == app_id) & (AccessToken.received_at < before_ms)
@@ -394,6 +388,48 @@ async def forget(
             await AccessToken.delete().where(AccessToken.key.is_in(sorted(keys)))
             await TokenSender.delete().where(TokenSender.token.is_in(sorted(keys)))
     return len(keys)
+
+
+def _sent_by(
+    visitors: Collection[bytes],
+    hit_ids: Collection[bytes],
+    uuids: Collection[str],
+    emails: Collection[str],
+    fbids: Collection[str],
+) -> Iterator[Any]:
+    """Conditions of which one holds if a sender is one of these; each names a part, since they may be many."""
+    for column, values in (
+        (TokenSender.visitor, list(visitors)),
+        (TokenSender.hit_id, list(hit_ids)),
+        (TokenSender.uuid, list(uuids)),
+        (TokenSender.email, list(emails)),
+        (TokenSender.fbid, list(fbids)),
+    ):
+        for start in range(0, len(values), _NAMED_AT_ONCE):
+            yield column.is_in(values[start : start + _NAMED_AT_ONCE])
+
+
+async def waiting_since(
+    app_id: UUID,
+    visitors: Collection[bytes],
+    uuids: Collection[str],
+    emails: Collection[str],
+    fbids: Collection[str],
+) -> list[int]:
+    """When the tokens came, in ms, that somebody sent who is all these, and of which they have yet to hear.
+
+    Not those that were sent with an identifier of somebody else's by the same visitor.
+    """
+    own = {None, *uuids}, {None, *emails}, {None, *fbids}
+    found: dict[bytes, int] = {}
+    for mentions in _sent_by(visitors, (), uuids, emails, fbids):
+        rows = await TokenSender.select(
+            TokenSender.key, TokenSender.received_at, TokenSender.uuid, TokenSender.email, TokenSender.fbid
+        ).where(TokenSender.app_id == app_id, TokenSender.told.eq(False), mentions)
+        for row in rows:
+            if all(row[name] in values for name, values in zip(("uuid", "email", "fbid"), own, strict=True)):
+                found[row["key"]] = row["received_at"]
+    return sorted(found.values())
 
 
 async def forget_app(app_id: UUID) -> None:

@@ -17,10 +17,11 @@ A mutation's text stays on the disk. It names persons and hits by their ids, whi
 # pyright: reportUnknownArgumentType=false
 
 import base64
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from uuid import UUID
 
 import msgspec
@@ -49,7 +50,7 @@ _AT_ONCE = 20
 # Rows named one by one in a mutation.
 _NAMED_AT_ONCE = 1_000
 _KEYS_A_STATEMENT = 5_000
-# Of 39 bytes each in a query, which may have 256 kB; most have one id, those with very many wait for a smaller round.
+# Asked about in one query; most have one id.
 _PEOPLE_AT_ONCE = 1_000
 _SHOWN = 1_000
 
@@ -168,10 +169,15 @@ async def unscoped_work_off(store: Store, digested_until: datetime, now: datetim
     Nothing that came before `digested_until` is still to be stored.
     """
     done = 0
+    failure: Exception | None = None
     pending = Deletion.objects().where(Deletion.done_at.is_null()).order_by(Deletion.requested_at).limit(_AT_ONCE)
     for deletion in await pending:
-        if await _work_off(store, deletion, digested_until, now):
-            done += 1
+        try:
+            done += await _work_off(store, deletion, digested_until, now)
+        except Exception as error:  # whatever it is, the others are not to wait for it
+            failure = failure or error
+    if failure is not None:
+        raise failure
     return done
 
 
@@ -199,10 +205,7 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes]) -> int:
     persons = {root: [root, *merged] for root, merged in (await merged_with(roots)).items()}
     ids = [UUID(bytes=key[16:]) for keys in persons.values() for key in keys]
     app = f"app_id = '{app_id}'"
-    rows = await store.query(
-        f"SELECT person_id AS person FROM events WHERE {app} AND person_id IN ({_listed(ids)}) GROUP BY person_id", {}
-    )
-    active = {app_id.bytes + row["person"].bytes for row in rows}
+    active = await _with_events(store, app_id, ids)
     async with transaction():
         await _lock_clock(app_id)
         # An event of theirs that is identified is stored before its machine identifies the next batch.
@@ -218,16 +221,30 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes]) -> int:
             for key in keys
         ]
         if gone:
+            # Whoever came back since they were asked about.
+            active = await _with_events(store, app_id, [UUID(bytes=key[16:]) for key in gone])
+            gone = [key for keys in persons.values() if active.isdisjoint(keys) for key in keys if key in set(gone)]
+        if gone:
             await _remove(Identifier, app_id, gone)
             await _remove(Visitor, app_id, gone)
             for start in range(0, len(gone), _KEYS_A_STATEMENT):
                 await Person.delete().where(Person.key.is_in(gone[start : start + _KEYS_A_STATEMENT]))
-    if gone:
-        theirs = _listed([UUID(bytes=key[16:]) for key in gone])
-        mark = str(UUID(bytes=gone[0][16:]))
-        await mutate(store, "person_properties", "DELETE", f"{app} AND person_id IN ({theirs})", mark)
-        await mutate(store, "person_aliases", "DELETE", f"{app} AND person IN ({theirs})", mark)
+            # Begun before they are forgotten: nobody would ask about them again.
+            theirs = _listed([UUID(bytes=key[16:]) for key in gone])
+            mark = str(UUID(bytes=gone[0][16:]))
+            await mutate(store, "person_properties", "DELETE", f"{app} AND person_id IN ({theirs})", mark)
+            await mutate(store, "person_aliases", "DELETE", f"{app} AND person IN ({theirs})", mark)
     return len([root for root in roots if root in set(gone)])
+
+
+async def _with_events(store: Store, app_id: UUID, ids: Sequence[UUID]) -> set[bytes]:
+    """The keys of those of the persons who have events."""
+    rows = await store.query(
+        f"SELECT person_id AS person FROM events WHERE app_id = '{app_id}' AND person_id IN ({_listed(ids)}) "
+        "GROUP BY person_id",
+        {},
+    )
+    return {app_id.bytes + row["person"].bytes for row in rows}
 
 
 async def unscoped_off_the_disk() -> None:
@@ -263,13 +280,14 @@ async def _work_off(store: Store, deletion: Deletion, digested_until: datetime, 
     merges = f"{app} AND (alias IN ({persons}) OR person IN ({persons})) AND version <= {work.revision}"
     aliases = await mutate(store, "person_aliases", "DELETE", merges, mark)
     rejections = await _change_mentions(store, work.emails, old, "rejections", "DELETE")
-    others = await _change_mentions(store, work.emails, old, "events", "UPDATE email = '', query = ''")
+    others = await _change_mentions(store, work.emails, old, "events", "UPDATE query = ''")
+    addressed = await _change_addressed(store, work.emails, old)
     # Not from what `deletion` holds: another process may count, too.
     counts = ((Deletion.events, events), (Deletion.properties, properties), (Deletion.rejections, rejections))
     for column, found in counts:
         if found.begun:
             await Deletion.update({column: column + found.rows}).where(Deletion.id == deletion.id)
-    if any(found.rows for found in (events, properties, aliases, rejections, others)):
+    if any(found.rows for found in (events, properties, aliases, rejections, others, addressed)):
         return False
     if deletion.requested_at > digested_until:
         return False
@@ -297,25 +315,74 @@ async def _old_parts(store: Store, since: int) -> bool:
 
 
 async def _change_mentions(store: Store, emails: Sequence[str], old: str, table: str, verb: str) -> Found:
-    """Do this to the `old` rows that one of the addresses was sent with; a mutation names them by their ids."""
+    """Do this to the `old` rows whose query has one of the addresses; a mutation names them by their ids."""
     if not emails:
         return Found(0, begun=False)
     mentioned = (
         "multiSearchAnyCaseInsensitiveUTF8(query, {texts:Array(String)}) "
         "OR multiSearchAny(query, {base64:Array(String)})"
     )
-    if table == "events":
-        mentioned += " OR has({emails:Array(String)}, email)"
-    values = {
-        "emails": list(emails),
+    values: dict[str, Any] = {
         "texts": [form for email in emails for form in _escaped(email)],
         "base64": [form for email in emails for form in _in_base64(email)],
+        "after": str(UUID(int=0)),
     }
-    rows = await store.query(f"SELECT id FROM {table} WHERE {old} AND ({mentioned}) LIMIT {_NAMED_AT_ONCE}", values)
+    # The engine finds joann@example.org for ann@example.org, too, and all there are of hers.
+    while True:
+        rows = await store.query(
+            f"SELECT id, query FROM {table} WHERE {old} AND id > {{after:UUID}} AND ({mentioned}) "
+            f"ORDER BY id LIMIT {_NAMED_AT_ONCE}",
+            values,
+        )
+        theirs = [row["id"] for row in rows if mentions(row["query"], emails)]
+        if theirs or len(rows) < _NAMED_AT_ONCE:
+            break
+        values["after"] = str(rows[-1]["id"])
+    if not theirs:
+        return Found(0, begun=False)
+    return await mutate(store, table, verb, f"{old} AND id IN ({_listed(theirs)})", str(theirs[0]))
+
+
+async def _change_addressed(store: Store, emails: Sequence[str], old: str) -> Found:
+    """Take the addresses from events that are somebody else's, with what was sent."""
+    if not emails:
+        return Found(0, begun=False)
+    rows = await store.query(
+        f"SELECT id FROM events WHERE {old} AND has({{emails:Array(String)}}, email) LIMIT {_NAMED_AT_ONCE}",
+        {"emails": list(emails)},
+    )
     if not rows:
         return Found(0, begun=False)
-    ids = ", ".join(f"'{row['id']}'" for row in rows)
-    return await mutate(store, table, verb, f"{old} AND id IN ({ids})", str(rows[0]["id"]))
+    ids = [row["id"] for row in rows]
+    return await mutate(
+        store, "events", "UPDATE email = '', query = ''", f"{old} AND id IN ({_listed(ids)})", str(ids[0])
+    )
+
+
+def mentions(query: str, emails: Sequence[str]) -> bool:
+    """Whether one of the addresses stands in the query, by itself: percent-encoded up to three times, or in Base64."""
+    texts = [query]
+    for _ in range(3):
+        texts.append(unquote(texts[-1]))
+    texts += [text for each in set(texts) for found in _BASE64.findall(each) for text in _decoded(found)]
+    names = "|".join(map(re.escape, emails))
+    address = re.compile(rf"(?<![\w.%+-])(?:{names})(?![\w-]|\.\w)", re.IGNORECASE)
+    return any(address.search(text) for text in texts)
+
+
+# Long enough for an address.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{4,}")
+
+
+def _decoded(text: str) -> list[str]:
+    """What the text may be in Base64 of either alphabet, wherever in it the encoding begins."""
+    text = text.replace("-", "+").replace("_", "/")
+    found: list[str] = []
+    for start in range(4):
+        groups = text[start:]
+        data = base64.b64decode(groups + "=" * (-len(groups) % 4)) if len(groups) % 4 != 1 else b""
+        found.append((data or base64.b64decode(groups[:-1])).decode("utf-8", "replace"))
+    return found
 
 
 def _escaped(email: str) -> list[str]:

@@ -489,6 +489,11 @@ def _scrubbed(query: bytes, privacy: bool) -> str:
     return query.decode("utf-8", "replace")
 
 
+def holds_access_token(query: bytes) -> bool:
+    """Whether an access token may be in the query."""
+    return _scrubbed(query, privacy=False) != query.decode("utf-8", "replace")
+
+
 # Base64 says "access_token", whatever its letters' case, in one of three ways: by where it begins among the groups of
 # three bytes. Of each a few characters around the underscore tell, once those that only differ by case are made one:
 # `_FOLDED` does that. The next three say `\u00`. Text has none of them by chance but once in thousands of hits.

@@ -216,8 +216,7 @@ class Persons:
         held = self.visitors.get(hit.visitor)
         if held is None:
             # An anonymous visitor is a person too, with the cookie for an id.
-            anonymous = self.persons.get(hit.visitor)
-            if anonymous is None or not (anonymous.size or anonymous.merged_into):
+            if self._is_anonymous(hit.visitor):
                 return hit.visitor
         elif not self._disagrees(held := self.root(held), told, _COOKIE_KIND):
             return held
@@ -232,13 +231,18 @@ class Persons:
                 return key
             if not self._differ(owned, key, _COOKIE_KIND):
                 return self._merge(owned, key, entry)
-        elif hit.visitor != key and self.may_have_past(hit):
+        elif hit.visitor != key and self.may_have_past(hit) and self._is_anonymous(hit.visitor):
             # Whatever the visitor did before is this person's.
             self._changing(hit.visitor, entry).merged_into = key
         entry.visitor_moved, entry.visitor_of = True, held
         self.visitors[hit.visitor] = key
         self.changed_visitors.add(hit.visitor)
         return key
+
+    def _is_anonymous(self, visitor: bytes) -> bool:
+        """Whether nobody is named after the cookie: somebody known is when its later owner was deleted."""
+        person = self.persons.get(visitor)
+        return person is None or not (person.size or person.merged_into)
 
     def may_have_past(self, hit: Sighting) -> bool:
         """Whether events of the hit's cookie may be stored: it is not new, or later hits were digested before."""

@@ -44,6 +44,7 @@ WINDOW_MS = 2_000
 TELL, COLLECT, REWRITE = 1, 2, 4
 
 _PERSON_COLUMNS = ("key", "kinds", "size", "known_at", "merged_into", "found_at", "todo", "revision")
+_MOVED_COLUMNS = ("hit_id", "received_at", "was", "person", "since")
 # Some 200 bytes each: 60 MB.
 _REMEMBERED = 300_000
 
@@ -131,7 +132,15 @@ def shared() -> bool:
 async def learn(hit: Sighting, now_ms: int) -> UUID | None:
     """Place what was found out of a hit's person afterwards, as the newest there is; returns the person's id."""
     (person,) = await identify([hit], "", "", False, now_ms)
-    return UUID(bytes=person) if person else None
+    if not person:
+        return None
+    if hit.uuid is None and hit.email is None:
+        # The event itself told of nobody: it is to say now that somebody is known, or they would be in no list.
+        at = int.from_bytes(hit.hit_id[:6], "big")
+        row = (hit.hit_id, at, hit.app + hit.visitor, hit.app + person, now_ms)
+        async with transaction():
+            await bulk.put(Reattribution, _MOVED_COLUMNS, [row])
+    return UUID(bytes=person)
 
 
 async def unscoped_untold(limit: int = 5_000) -> list[bulk.Row]:
@@ -236,7 +245,8 @@ async def _place_all(
             moving.append(entry)
         if not in_order:
             sections.setdefault(hit.app, []).append(entry)
-    moved: list[bulk.Row] = []
+    # Of what was learnt of a hit later there are two entries.
+    moved: dict[bytes, bulk.Row] = {}
     for entry in moving:
         hit, root = entry.hit, apps[entry.hit.app].root
         was, person = (key or hit.visitor for key in (entry.stored, entry.person))
@@ -244,9 +254,9 @@ async def _place_all(
         if root(was) != root(person):
             # A hit's id begins with when it came.
             at = int.from_bytes(hit.hit_id[:6], "big")
-            moved.append((hit.hit_id, at, hit.app + was, hit.app + person, now_ms))
+            moved[hit.hit_id] = (hit.hit_id, at, hit.app + was, hit.app + person, now_ms)
             entry.stored = entry.person
-    await bulk.put(Reattribution, ("hit_id", "received_at", "was", "person", "since"), moved)
+    await bulk.put(Reattribution, _MOVED_COLUMNS, list(moved.values()))
     await _write_sections(sections, newest)
     return placed, newest
 

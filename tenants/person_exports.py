@@ -1,7 +1,8 @@
 """All that is known of one person, as one JSON object of any size: it is written while it is read.
 
     {"app": …, "exported_at": …,
-     "person": {"id", "known_at", "emails", "uuids", "fbids", "visitors", "merged"},
+     "person": {"id", "known_at", "emails", "uuids", "fbids", "visitors", "merged",
+                "access_tokens_waiting_since": […]},            Facebook is yet to be asked whose they are
      "properties": [{"field", "value", "received_at"}, …],     of each field the newest value
      "events": [{…}, …]}                                       every column, oldest first; the values as they were sent
 
@@ -15,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from tenants.access_tokens import waiting_since
 from tenants.events import NOBODY, Queries
 from tenants.exports import Streams
 from tenants.identifiers import known
@@ -56,6 +58,13 @@ async def export_person(app: App, store: Store, person: UUID, now: datetime) -> 
         {**values, "nobody": str(NOBODY)},
         app.tenant,
     )
+    waiting = await waiting_since(
+        app.id,
+        [UUID(str(row["id"])).bytes for row in visitors],
+        found.uuids if found else [],
+        found.emails if found else [],
+        found.fbids if found else [],
+    )
     about = {
         "id": person,
         "known_at": found and found.known_at,
@@ -64,6 +73,7 @@ async def export_person(app: App, store: Store, person: UUID, now: datetime) -> 
         "fbids": found.fbids if found else [],
         "visitors": [row["id"] for row in visitors],
         "merged": ids[1:],
+        "access_tokens_waiting_since": [datetime.fromtimestamp(at / 1000, UTC) for at in waiting],
     }
     head = {"app": app.name, "exported_at": now.astimezone(UTC), "person": about}
     # Both are begun before anything is sent: what fails then can still be told.

@@ -33,7 +33,7 @@ _AT_ONCE = 1_500
 _COLLECT_AGAIN = COLLECT << 2
 
 # As in migrations/events/0004_people.sql.
-_PROPERTIES = (
+PROPERTIES = (
     "SELECT app_id, property.1 AS field, person_id, ifNull(toJSONString(property.2), 'null') AS value, "
     "received_at, toUInt64(toUnixTimestamp64Milli(received_at)) * 1048576 + cityHash64(id) % 1048576 AS version "
     "FROM events ARRAY JOIN JSONExtract(params_text, 'Map(String, Dynamic)') AS property WHERE {rows} "
@@ -51,7 +51,7 @@ async def unscoped_collect(store: Store, now: datetime) -> int:
         for app, keys in _by_app(row["key"] for row in rows).items():
             ids = _listed(keys)
             where = f"app_id = '{app}' AND person_id IN ({ids}) AND NOT identified"
-            await store.change(f"INSERT INTO person_properties {_PROPERTIES.format(rows=where)}")
+            await store.change(f"INSERT INTO person_properties {PROPERTIES.format(rows=where)}")
         await _done(bit, _COLLECT_AGAIN if bit == COLLECT else 0, rows)
         done += len(rows)
     return done
@@ -99,10 +99,10 @@ async def unscoped_reattribute(store: Store, now: datetime) -> int:
             f"AND fromUnixTimestamp64Milli({max(at)}, 'UTC') AND id IN ({ids})"
         )
         found = {
-            row["hit"].bytes: row["person_id"]
-            for row in await store.query(f"SELECT id AS hit, person_id FROM events WHERE {stored}", {})
+            row["hit"].bytes: row["person_id"].bytes if row["identified"] else b""
+            for row in await store.query(f"SELECT id AS hit, person_id, identified FROM events WHERE {stored}", {})
         }
-        wrong = [hit for hit in found if found[hit].bytes != mine[hit]["person"][16:]]
+        wrong = [hit for hit in found if found[hit] != mine[hit]["person"][16:]]
         if wrong:
             person = _chosen("id", [(_uuid(hit), _id(mine[hit]["person"])) for hit in wrong], otherwise="person_id")
             ids = ", ".join(f"'{_uuid(hit)}'" for hit in wrong)
@@ -132,7 +132,7 @@ async def _collect_again(store: Store, app: UUID, hits: Sequence[bytes], moved: 
     people = ", ".join(sorted({f"'{_id(moved[hit][name])}'" for hit in hits for name in ("was", "person")}))
     # Rows inserted after a mutation began are not its.
     events = f"{mine} AND person_id IN ({people})"
-    await store.change(f"INSERT INTO person_properties {_PROPERTIES.format(rows=events)}")
+    await store.change(f"INSERT INTO person_properties {PROPERTIES.format(rows=events)}")
 
 
 async def _to_do(bit: int, before: datetime) -> list[dict[str, Any]]:

@@ -480,6 +480,25 @@ async def test_what_cannot_be_read_ahead_is_told_of_in_its_turn(shop: Shop, monk
     assert not fails
 
 
+async def test_whatever_a_hit_with_an_access_token_becomes_its_segment_is_let_go(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(module, "ask_to_let_go", asked.append)
+    monkeypatch.setattr(module, "_EMPTY_SECONDS", 0.0)
+    secret = quote('{"access_token": "EAABsecret"}')
+    async with shop.digesting():
+        shop.journal("event_token=a")
+        await until(lambda: len(asked) == 1)  # a digest before may have left some
+        shop.journal("event_token=b&params=%7B%7D", "", "event_token=caf\u00e9")
+        await until(shop.empty)
+        await asyncio.sleep(0.1)
+        assert len(asked) == 1
+        for number, query in enumerate((f"params={secret}", f"event_token=a&params={secret}&event_id=1") * 2, 2):
+            shop.journal(query)
+            await until(lambda number=number: len(asked) == number)
+
+
 async def test_whoever_watches_a_hit_hears_what_it_became(shop: Shop) -> None:
     shop.segment(
         [

@@ -392,7 +392,7 @@ async def ask(parent: _Parent, question: Any, *answers: msgspec.Struct) -> tuple
     for answer in answers:
         size = told.stat().st_size
         await until(lambda size=size: told.stat().st_size > size)
-        parent.replied(cast(Inserted | Stored, answer))
+        parent.replied(cast(Inserted | Stored, msgspec.structs.replace(answer, number=parent._asked)))
     try:
         async with asyncio.timeout(5):
             result = await asking
@@ -442,12 +442,29 @@ async def test_the_child_asks_which_rows_are_stored(parent: _Parent) -> None:
     result, messages = await ask(parent, question, Stored([(3).to_bytes(16, "big")]))
     assert result == {3}
     one, two, three = (number.to_bytes(16, "big") for number in (1, 2, 3))
-    assert messages == [AskStored("events", [(one, 5, two), (one, 6, three)])]
+    assert messages == [AskStored("events", [(one, 5, two), (one, 6, three)], 1)]
 
 
 async def test_the_child_does_not_take_no_answer_for_nothing_stored(parent: _Parent) -> None:
     result, _ = await ask(parent, parent.stored("events", [(1, 5, 2)]), Stored(unavailable="away"))
     assert isinstance(result, EventStoreUnavailable)
+
+
+async def test_an_answer_that_comes_too_late_is_not_taken_for_another_questions(parent: _Parent) -> None:
+    told = parent.tmp_dir / "told"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await parent.insert("traffic", [ROW], "token")
+    parent.replied(Inserted(refused="nobody waits", number=1))
+    size = told.stat().st_size
+    asking = asyncio.create_task(parent.stored("events", [(1, 5, 2)]))
+    await until(lambda: told.stat().st_size > size)
+    parent.replied(Inserted(number=1))
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    parent.replied(Stored([(2).to_bytes(16, "big")], number=2))
+    parent.replied(Stored([], number=2))
+    assert await asking == {2}
 
 
 async def test_the_child_tells_its_news(parent: _Parent) -> None:

@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 
 from server.event_store import EventStore, EventStoreUnavailable, write_native
-from tenants.events import rejection_row
-from tenants.hits import Rejection
+from tenants.events import event_row, rejection_row
+from tenants.hits import Event, Rejection, decode
 
 
 async def threads(store: EventStore) -> str:
@@ -30,6 +30,32 @@ async def test_reports_take_one_core_while_many_hits_come_in(event_store: EventS
     assert await threads(event_store) == ("1" if busy else usual)
     event_store._busy_until = 0.0
     assert await threads(event_store) == usual
+
+
+async def test_properties_are_collected_once_more_of_events_that_are_stored_already(event_store: EventStore) -> None:
+    """An insert that was cut off may have come to the events and not to their view."""
+    app, person, named, at = uuid4(), uuid4(), uuid4(), int(time.time() * 1000)
+    found = decode("event", b'event_token=a&params={"plan":"pro","at":"2024-01-01","n":1}', "EUR", privacy=False)
+    assert isinstance(found, Event)
+    row = event_row(found, app.int, at, named.int, "event", person.int, "", b"", b"", b"")
+    await event_store.insert("events", [(*row[:-1], True)], uuid4().hex)
+    properties = "SELECT field, value, version FROM person_properties WHERE app_id = {app:UUID} ORDER BY field"
+    before = await event_store.query(properties, {"app": str(app)})
+    assert [(each["field"], each["value"]) for each in before] == [
+        ("at", '"2024-01-01"'),
+        ("n", "1"),
+        ("plan", '"pro"'),
+    ]
+    await event_store.change(f"ALTER TABLE person_properties DELETE WHERE app_id = '{app}' SETTINGS mutations_sync = 1")
+    assert await event_store.query(properties, {"app": str(app)}) == []
+    assert await event_store.stored("events", [(app.int, at, named.int), (app.int, at, 5)]) == {named.int}
+    assert await event_store.query(properties, {"app": str(app)}) == before
+
+
+async def test_a_statement_may_name_very_many(event_store: EventStore) -> None:
+    ids = ", ".join(f"'{uuid4()}'" for _ in range(20_000))
+    assert await event_store.query(f"SELECT count() AS n FROM events WHERE person_id IN ({ids})") == [{"n": 0}]
+    await event_store.change(f"ALTER TABLE events DELETE WHERE person_id IN ({ids})")
 
 
 async def test_rows_that_were_written_are_let_go_at_once(tmp_path: Path) -> None:

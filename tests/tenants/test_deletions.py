@@ -2,6 +2,7 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import asyncio
+import base64
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,13 @@ import pytest
 
 from server.event_store import EventStore
 from server.journal import hit_id
-from tenants import deletions, people
+from tenants import access_tokens, deletions, people
 from tenants.apps import change_app, create_app, delete_app
 from tenants.deletions import (
     delete_person,
     find_person,
     list_deletions,
+    mentions,
     unscoped_expire_people,
     unscoped_last_deletions,
     unscoped_newest_pending,
@@ -48,6 +50,18 @@ from tenants.tables import (
 
 NOW = int(time.time() * 1000)
 ANN, BOB = "ann@example.org", "bob@example.org"
+BASE64 = "eyJlbWFpbCI6ICJhbm5AZXhhbXBsZS5vcmcifQ=="  # {"email": "ann@example.org"}
+MENTIONS = [
+    'params={"email":"ann@example.org"}',
+    'params={"email":"ANN@Example.org"}',
+    "params=%7B%22email%22%3A%22ann%40example.org%22%7D",
+    "params=%257B%2522email%2522%253A%2522ann%2540example.org%2522%257D",
+    f"params={BASE64}",
+    f"params={quote(BASE64)}",
+    "params=" + "eyJhIjoxLCJlbWFpbCI6ImFubkBleGFtcGxlLm9yZyJ9",
+    "params=" + "eyJhYiI6MSwiZW1haWwiOiJhbm5AZXhhbXBsZS5vcmcifQ",
+    "mail=ann@example.org",
+]
 
 
 class Hits:
@@ -280,6 +294,77 @@ async def test_a_shared_browser_is_the_later_logins(shop: Hits) -> None:
     assert await shop(cookie) == bob
 
 
+async def test_the_next_login_of_a_shared_browser_is_not_its_first_ones(shop: Hits) -> None:
+    """Whoever is named after the cookie stays who they are when its later owner is deleted."""
+    cookie = uuid4()
+    ann = await shop(cookie, email=ANN)
+    bob = await shop(cookie, email=BOB)
+    await removed(shop, await delete_person(shop.app, bob, "Alice", datetime.now(UTC)))
+    shop.at = int(time.time() * 1000) + 1_000
+    carl = await shop(cookie, email="carl@example.org")
+    assert len({ann, bob, carl}) == 3
+    assert await owner_of(shop.app, email=ANN) == ann
+    assert await owner_of(shop.app, email="carl@example.org") == carl
+    assert await shop(cookie) == carl
+    assert await shop(uuid4(), email=ANN) == ann
+
+
+async def test_what_others_sent_with_an_address_that_ends_alike_stays(shop: Hits) -> None:
+    ann = await shop(uuid4(), email=ANN)
+    theirs = [await shop(uuid4(), email=f"{name}{ANN}{more}") for name, more in (("jo", ""), ("x.", ""), ("", ".au"))]
+    mentioned = await shop(uuid4(), note=f"met {ANN}, twice")
+    await removed(shop, await delete_person(shop.app, ann, "Alice", datetime.now(UTC)))
+    rows = await shop.store.query(
+        "SELECT person_id AS person, email, query FROM events WHERE app_id = {app:UUID} ORDER BY received_at",
+        {"app": str(shop.app.id)},
+    )
+    assert [row["person"] for row in rows] == [*theirs, mentioned]
+    assert [row["email"] for row in rows] == [f"jo{ANN}", f"x.{ANN}", f"{ANN}.au", ""]
+    assert [bool(row["query"]) for row in rows] == [True, True, True, False]
+
+
+async def test_a_deletion_that_fails_holds_up_no_other(shop: Hits, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann, bob = await shop(uuid4(), email=ANN), await shop(uuid4(), email=BOB)
+    receipts = [await delete_person(shop.app, each, "Alice", datetime.now(UTC)) for each in (ann, bob)]
+    forget = access_tokens.forget
+
+    async def failing(*args: Any, **known: Any) -> int:
+        if known["emails"] == [ANN]:
+            raise RuntimeError("of ann")
+        return await forget(*args, **known)
+
+    monkeypatch.setattr(access_tokens, "forget", failing)
+
+    async def gone() -> bool:
+        with pytest.raises(RuntimeError, match="of ann"):
+            await work_off(shop.store, 20)
+        return await shop.count("events") == 1
+
+    await until(gone)
+    assert receipts[0].id != receipts[1].id
+    monkeypatch.undo()
+    await removed(shop, receipts[0])
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        *((query, True) for query in MENTIONS),
+        ("mail=joann@example.org", False),
+        ("mail=ann@example.org.au", False),
+        ("mail=ann@example.orga", False),
+        ("mail=x.ann%40example.org", False),
+        ("params=" + base64.b64encode(b'{"to": "joann@example.org"}').decode(), False),
+        ("to=%22ann%40example.org%22.", True),
+        ("to=ann@example.org.", True),
+        ("", False),
+        ("A" * 10_001, False),
+    ],
+)
+def test_which_queries_have_an_address(query: str, found: bool) -> None:
+    assert mentions(query, ["zoe@example.org", ANN]) is found
+
+
 async def test_events_of_others_that_were_sent_with_the_address_lose_it(shop: Hits) -> None:
     ann = await shop(uuid4(), email=ANN, uuid="1")
     # The customer's own id is stronger: this is another person's, and the address stays ann's.
@@ -290,20 +375,6 @@ async def test_events_of_others_that_were_sent_with_the_address_lose_it(shop: Hi
         "SELECT person_id, email, uuid, query FROM events WHERE app_id = {app:UUID}", {"app": str(shop.app.id)}
     )
     assert [tuple(row.values()) for row in rows] == [(other, "", "2", "")]
-
-
-BASE64 = "eyJlbWFpbCI6ICJhbm5AZXhhbXBsZS5vcmcifQ=="  # {"email": "ann@example.org"}
-MENTIONS = [
-    'params={"email":"ann@example.org"}',
-    'params={"email":"ANN@Example.org"}',
-    "params=%7B%22email%22%3A%22ann%40example.org%22%7D",
-    "params=%257B%2522email%2522%253A%2522ann%2540example.org%2522%257D",
-    f"params={BASE64}",
-    f"params={quote(BASE64)}",
-    "params=" + "eyJhIjoxLCJlbWFpbCI6ImFubkBleGFtcGxlLm9yZyJ9",
-    "params=" + "eyJhYiI6MSwiZW1haWwiOiJhbm5AZXhhbXBsZS5vcmcifQ",
-    "mail=ann@example.org",
-]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

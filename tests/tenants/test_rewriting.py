@@ -14,7 +14,7 @@ from server.journal import hit_id
 from tenants.events import event_row
 from tenants.hits import Event, decode
 from tenants.identities import Sighting
-from tenants.people import identify, told, unscoped_untold
+from tenants.people import identify, learn, told, unscoped_untold
 from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
 from tenants.tables import Person, Reattribution
 
@@ -162,6 +162,28 @@ async def test_an_earlier_hit_makes_events_somebody_elses(site: Site) -> None:
     assert persons[0] == ann
     assert persons[1] == persons[2] != ann
     assert await site.properties() == {persons[1]: {"page": '"/"', "plan": '"pro"'}}
+
+
+async def test_whoever_becomes_known_by_what_was_found_out_is_known_to_the_store(site: Site) -> None:
+    """As when Facebook tells whose an access token is that was all a hit had."""
+    hit = await site.hit(A)
+    other = await site.hit(A)
+
+    async def identified() -> list[bool]:
+        query = "SELECT identified FROM events WHERE app_id = {app:UUID} ORDER BY received_at, id"
+        return [row["identified"] for row in await site.store.query(query, {"app": str(site.app)})]
+
+    person = await learn(Sighting(hit, NOW + 1, site.app.bytes, A, fbid="99"), NOW)
+    assert person == UUID(bytes=A)
+    assert await identified() == [False, False]
+    await settled(site)
+    assert await identified() == [True, False]
+    assert await site.persons() == [person, person]
+    # Told again, and of an event that told of somebody itself: nothing to do.
+    await learn(Sighting(hit, NOW + 1, site.app.bytes, A, fbid="99"), NOW)
+    await learn(Sighting(other, NOW + 2, site.app.bytes, A, email="ann@example.org", fbid="99"), NOW)
+    await settled(site)
+    assert await identified() == [True, False]
 
 
 async def test_others_are_left_alone(site: Site, event_store: EventStore) -> None:

@@ -232,6 +232,30 @@ async def test_every_element_of_a_list_counts(shop: Shop) -> None:
     assert found.events == 5
 
 
+async def test_what_thousands_of_people_are(shop: Shop) -> None:
+    """More of them than values of which one query tells all."""
+    for part in range(3):
+        for number in range(1_500):
+            person, plan = UUID(int=1_500 * part + number + 1), ("pro", "team", "start")[number % 3]
+            shop.hit("signup", person=person, identified=True, params={"plan": plan, "name": f"n-{part}-{number}"})
+        await shop.store()
+    shop.hit("view", person=BO)
+    await shop.store()
+    found = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "person.plan")
+    assert {value.value: (value.events, value.persons) for value in found.values} == {
+        "pro": (1_500, 1_500),
+        "team": (1_500, 1_500),
+        "start": (1_500, 1_500),
+        None: (1, 1),
+    }
+    assert (found.more, found.events) == (0, 4_501)
+    pro = filters_of([("person.plan", "pro")])
+    found = await breakdown(shop.app, shop.events, shop.period(), pro, "params.plan")
+    assert [(value.value, value.events) for value in found.values] == [("pro", 1_500)]
+    found = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "person.name", limit=3)
+    assert (len(found.values), found.more, found.values[0].value) == (3, 4_498, None)
+
+
 async def test_a_field_of_more_values_than_are_counted_at_once(shop: Shop) -> None:
     for number in range(1_500):
         shop.hit(params={"order": f"o-{number}", "tags": [f"t-{number}", "all"]}, person=UUID(int=number + 1))
