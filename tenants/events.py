@@ -13,6 +13,7 @@ import msgspec
 
 from tenants.errors import InvalidValue
 from tenants.hits import Category, Event, Rejection
+from tenants.reports.sql import PERSON_ID
 from tenants.tables import App
 
 # (column, type) of each table as inserted; the tables are made by migrations/events.
@@ -254,7 +255,7 @@ async def recent_events(
         "currency",
         "event_id",
         "params_text",
-        "person_id",
+        f"{PERSON_ID} AS person",
         "warnings",
     )
     page = await _newest(app, store, "events", columns, where, values, limit, cursor)
@@ -269,7 +270,7 @@ async def recent_events(
             "event_id": row["event_id"] or None,
             # As stored, not parsed: every value reads back just as it was sent.
             "params": msgspec.Raw(row["params_text"].encode()),
-            "person_id": row["person_id"] if row["person_id"] != NOBODY else None,
+            "person_id": row["person"] if row["person"] != NOBODY else None,
             "warnings": row["warnings"],
         }
         for row in page.rows

@@ -28,6 +28,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from tenants.currencies import MINOR_UNITS
+from tenants.reports.sql import PERSON_ID, SOMEBODY
+from tenants.reports.sql import masked as masked_text
 from tenants.tables import App
 
 Format = Literal["csv", "parquet"]
@@ -56,7 +58,7 @@ _COLUMNS = (
     ("currency", "nullIf(currency, '')", False),
     ("event_id", "nullIf(event_id, '')", True),
     ("params", "params_text", True),
-    ("person_id", "if(person_id = toUUID('00000000-0000-0000-0000-000000000000'), NULL, toString(person_id))", False),
+    ("person_id", f"if({SOMEBODY}, toString({PERSON_ID}), NULL)", False),
     ("email", "nullIf(email, '')", True),
     ("uuid", "nullIf(uuid, '')", True),
     ("fbid", "nullIf(fbid, '')", True),
@@ -74,10 +76,6 @@ _SETTINGS: dict[Format, dict[str, Any]] = {
 _FORMS: dict[Format, str] = {"csv": "CSVWithNames", "parquet": "Parquet"}
 
 
-# Anything that reads as an e-mail address, percent-encoded or not, less all but its first letter.
-_ADDRESS = r"([^\\s\"\'<>(),;:&=@\\\\])[^\\s\"\'<>(),;:&=@\\\\]*(@|%40)"
-
-
 def _select(format: Format, masked: bool) -> str:
     other = {code: 10**digits for code, digits in MINOR_UNITS.items() if digits != 2}
     # Units in a main one: as many zeros as the fraction has digits. The engine in use may know no decimals.
@@ -90,7 +88,7 @@ def _select(format: Format, masked: bool) -> str:
     for name, expression, sent in _COLUMNS:
         expression = expression.replace("{decimal}", decimal)
         if sent and masked:
-            expression = f"replaceRegexpAll({expression}, '{_ADDRESS}', '\\\\1…\\\\2')"
+            expression = masked_text(expression)
         if sent and format == "csv":
             expression = f"if(match({expression}, '{_FORMULA}'), concat('\\'', {expression}), {expression})"
         columns.append(f"{expression} AS {name}")

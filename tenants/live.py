@@ -24,6 +24,8 @@ from tenants.errors import InvalidValue
 from tenants.events import Queries
 from tenants.hits import WARNING_ADVICE, Category
 from tenants.reports.filters import Filters
+from tenants.reports.sql import PERSON_ID
+from tenants.reports.sql import masked as masked_text
 from tenants.tables import App
 
 Kind = Literal["recorded", "rejected"]
@@ -109,14 +111,14 @@ async def newest(
 
     Of a rejected hit only the category is known, so filters on anything else leave only events. `text` is looked for in
     the query, the values and the person's e-mail address, whatever the letter case, within the last two days; for
-    whoever sees addresses `masked` in the values alone. Raises InvalidValue for a made-up cursor.
+    whoever sees addresses `masked` in the values alone, as they see them. Raises InvalidValue for a made-up cursor.
     """
     now = int(time.time() * 1000)
     shown = _shown(after) if after else _Shown(now - _SEARCHED_MS if text else 0, [])
     if text:  # a cursor may be made up
         shown.since = max(shown.since, now - _SEARCHED_MS)
     where, values = filters.sql()
-    searched = ("params_text",) if masked else _SEARCHED["recorded"]
+    searched = (masked_text("params_text"),) if masked else _SEARCHED["recorded"]
     found: list[LiveHit] = []
     # One more than wanted tells whether there are others.
     most = limit + len(shown.hits) + 1
@@ -178,8 +180,8 @@ async def outcome_of_test(
 
 
 _EVENT = (
-    "id, category, event_token, amount, currency, event_id, params_text, warnings, person_id, visitor_id, "
-    "email, uuid, fbid, query"
+    "id, category, event_token, amount, currency, event_id, params_text, warnings, visitor_id, email, uuid, "
+    f"fbid, query, {PERSON_ID} AS person"
 )
 _REJECTION = "id, category, reason, detail, query"
 _SEARCHED: dict[Kind, tuple[str, ...]] = {"recorded": ("query", "params_text", "email"), "rejected": ("query",)}
@@ -228,7 +230,7 @@ def _event(row: dict[str, Any]) -> LiveHit:
         event_id=row["event_id"] or None,
         params=row["params_text"],
         warnings=tuple(row["warnings"]),
-        person_id=row["person_id"] if row["person_id"] != _NOBODY else None,
+        person_id=row["person"] if row["person"] != _NOBODY else None,
         visitor_id=row["visitor_id"] if row["visitor_id"] != _NOBODY else None,
         email=row["email"] or None,
         uuid=row["uuid"] or None,

@@ -91,7 +91,8 @@ def create_app(
         openapi_config=OpenAPIConfig(
             title="onepx API",
             version=version,
-            description="Read back what your pixels recorded. Every request carries an API key of your tenant.",
+            description="Read back what your pixels recorded, and delete people for good. "
+            "Every request carries an API key of your tenant.",
             path="/api/docs",
             render_plugins=[_ReferencePage(path="/"), _ReferenceFile(path="/openapi.json")],
             use_handler_docstrings=True,

@@ -3,9 +3,9 @@
 So a link, the back button and a reload all mean the same. Addresses are built here, for templates to place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -124,14 +124,32 @@ def pairs_of(request: AnyRequest) -> list[tuple[str, str]]:
     return parse_qsl(request.url.query, keep_blank_values=True)
 
 
+class Pairs(Protocol):
+    """What an address asks for, as its parameters."""
+
+    def pairs(self) -> list[tuple[str, str]]: ...
+
+
+Asked = TypeVar("Asked", bound=Pairs)
+
+
+def usable(
+    read: Callable[[Sequence[tuple[str, str]]], Asked], pairs: Sequence[tuple[str, str]], what: str
+) -> tuple[Asked, str]:
+    """What can be used of the parameters, and which could not be: `what` was left out."""
+    found, problem = read([]), ""
+    for pair in pairs:
+        try:
+            found = read([*found.pairs(), pair])
+        except InvalidValue as error:
+            problem = problem or f"{what} was left out ({error.field}): {error}"
+    return found, problem
+
+
 def view_of(request: AnyRequest, app: App, path: str, own: Sequence[tuple[str, str]] = ()) -> View:
     """The view an address asks for; what cannot be used is left out, and said in `problem`."""
     pairs = pairs_of(request)
-    problem = ""
-    try:
-        filters = filters_of(pairs)
-    except InvalidValue as error:
-        filters, problem = Filters(), f"A filter was left out ({error.field}): {error}"
+    filters, problem = usable(filters_of, pairs, "A filter")
     values = dict(pairs)
     now = datetime.now(UTC)
     try:

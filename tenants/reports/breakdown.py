@@ -45,11 +45,13 @@ async def breakdown(
     where, parameters = filters.sql()
     parameters |= value.parameters | {"app": str(app.id), "limit": limit}
     rows = f"{rows_of(period.start, period.end)}{where}"
-    found = await _values(app, store, rows, value.text, value.missing, parameters)
+    # Giving up at a thousand would give up reading people's properties, too.
+    plain = not any(name.startswith("person.") for name in (field, *(each.field for each in filters.conditions)))
+    found = await _values(app, store, rows, value.text, value.missing, parameters, plain)
     events = found[0]["whole"] if found else 0
     if found and found[0]["lists"] and value.listed != "0":
         # To look for lists takes time in every row, so it is done where a value looks like one.
-        found = await _values(app, store, rows, value.each, value.missing, parameters)
+        found = await _values(app, store, rows, value.each, value.missing, parameters, plain)
     values = [
         Value(
             None if row["missing"] else row["text"],
@@ -77,20 +79,21 @@ _BEGINNING = f"intDiv({_HASH}, {2**28})"
 
 
 async def _values(
-    app: App, store: Queries, rows: str, text: str, missing: str, parameters: dict[str, Any]
+    app: App, store: Queries, rows: str, text: str, missing: str, parameters: dict[str, Any], may_give_up: bool
 ) -> list[dict[str, Any]]:
     """The values with most events. Each row has figures of all: `whole` events, `known` values, whether `lists`."""
     value = f"{text} AS text, {missing} AS missing"
     # Whatever has an amount is revenue, and numbers compare faster than categories.
     counted = f"count() AS events, {PERSONS} AS persons, sumMapIf(map(currency, amount), amount != 0) AS net"
     by_value = "GROUP BY text, missing"
-    found = await store.query(
-        f"SELECT *, {_OF_ALL} FROM (SELECT {value}, {counted} {rows} {by_value}) {_TOP} {_GIVE_UP}",
-        parameters,
-        app.tenant,
-    )
-    if not found or found[0]["known"] <= _FEW:
-        return found
+    if may_give_up:
+        found = await store.query(
+            f"SELECT *, {_OF_ALL} FROM (SELECT {value}, {counted} {rows} {by_value}) {_TOP} {_GIVE_UP}",
+            parameters,
+            app.tenant,
+        )
+        if not found or found[0]["known"] <= _FEW:
+            return found
     # There may be a million: which are most frequent is found by numbers alone, and only of those the rest is asked. Of
     # values that came as often as each other it is the hash that decides.
     places = f"groupArray(least(events, {2**28 - 1}) * {_PLACE} + intDiv(hash, {2**28}))"

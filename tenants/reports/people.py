@@ -7,7 +7,7 @@ people are looked at.
 
 import asyncio
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -18,7 +18,7 @@ from tenants.events import Queries, cursor_bytes, no_cursor
 from tenants.identifiers import Known, known, owner_of, search
 from tenants.reports.filters import currency_of, text_for
 from tenants.reports.segments import Segment
-from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY, Parameters
+from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY, Parameters, masked
 from tenants.tables import App
 
 Sort = Literal["last_seen", "first_seen", "events", "revenue"]
@@ -44,10 +44,14 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 class People(msgspec.Struct, frozen=True):
-    """A page of people, and the cursor of the next one, None on the last."""
+    """A page of people, and the cursor of the next one, None on the last.
+
+    `cut`: more were found by the text than are looked at, so others may be missing.
+    """
 
     people: list[Summary]
     next: str | None
+    cut: bool = False
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -80,13 +84,17 @@ async def people(
     """Those in the segment who have all these identifiers: the last seen first, or the newest, or with most events.
 
     By revenue, those who had any in the currency, the app's own if none is given. `text` finds people with an
-    identifier that begins with it (with `exactly`, that is it), and those with a property that contains it.
-    Raises InvalidValue for the currency, the text or a made-up cursor.
+    identifier that begins with it, and those with a property that contains it; with `exactly` an identifier that is it,
+    and in properties nothing of the addresses that are masked for whoever looks. Raises InvalidValue for the currency,
+    the text or a made-up cursor.
     """
     parameters: Parameters = {"app": str(app.id), "currency": currency_of(currency or app.currency)}
-    in_scope, in_segment, beyond = "", "", ""
+    in_scope, in_segment, beyond, cut = "", "", "", False
     if uuid or email or fbid or text:
-        found: list[set[UUID]] = [await _with_text(app, store, text, exactly)] if text else []
+        found: list[set[UUID]] = []
+        if text:
+            with_text, cut = await _with_text(app, store, text, exactly)
+            found.append(with_text)
         if uuid or email or fbid:
             owner = await owner_of(app, uuid=uuid, email=email, fbid=fbid)
             found.append({owner} if owner else set[UUID]())
@@ -94,34 +102,37 @@ async def people(
         in_scope = " AND person_id IN {scope:Array(UUID)}"
         parameters["scope"] = sorted({str(id) for each in of.values() for id in (each.id, *each.merged)})
         if not of:
-            return People([], None)
+            return People([], None, cut)
     if segment:
         sql, more = segment.sql("segment")
         in_segment, parameters = f" AND {PERSON} IN ({sql})", parameters | more
     if cursor:
         key, who = _place(cursor)
         beyond, parameters = " AND (key, who) < ({key:Int64}, {who:UInt64})", parameters | {"key": key, "who": who}
-    return await _page(app, store, _Asked(sort, in_segment, in_scope, beyond, parameters, limit), properties)
+    page = await _page(app, store, _Asked(sort, in_segment, in_scope, beyond, parameters, limit), properties)
+    return msgspec.structs.replace(page, cut=cut)
 
 
-async def _with_text(app: App, store: Queries, text: str, exactly: bool) -> set[UUID]:
+async def _with_text(app: App, store: Queries, text: str, exactly: bool) -> tuple[set[UUID], bool]:
+    """Who has it, and whether there are more, of whom an arbitrary thousand is taken."""
     text_for("search", text)
     if exactly:
         owners = await asyncio.gather(owner_of(app, uuid=text), owner_of(app, email=text), owner_of(app, fbid=text))
         found = {owner for owner in owners if owner}
     else:
-        found = set(await search(app, text, _FOUND))
+        found = set(await search(app, text, _FOUND + 1))
     # Of those that have it, or had it until it was replaced: the newest value decides.
-    contains = "positionCaseInsensitiveUTF8(value, {text:String}) > 0"
+    contains = f"positionCaseInsensitiveUTF8({masked('value') if exactly else 'value'}, {{text:String}}) > 0"
+    had = f"SELECT field, person_id FROM person_properties WHERE {ONE_APP} AND {contains} LIMIT {_FOUND + 1}"
     rows = await store.query(
-        f"SELECT DISTINCT person_id FROM (SELECT field, person_id, argMax(value, version) AS value "
-        f"FROM person_properties WHERE {ONE_APP} AND (field, person_id) IN "
-        f"(SELECT field, person_id FROM person_properties WHERE {ONE_APP} AND {contains} LIMIT {_FOUND}) "
+        f"SELECT person_id, (SELECT count() FROM ({had})) AS had FROM (SELECT field, person_id, "
+        f"argMax(value, version) AS value FROM person_properties WHERE {ONE_APP} AND (field, person_id) IN ({had}) "
         f"GROUP BY field, person_id) WHERE {contains}",
         {"app": str(app.id), "text": text},
         app.tenant,
     )
-    return found | {row["person_id"] for row in rows}
+    cut = len(found) > _FOUND or any(row["had"] > _FOUND for row in rows)
+    return found | {row["person_id"] for row in rows}, cut
 
 
 async def _page(app: App, store: Queries, asked: _Asked, properties: bool) -> People:
@@ -274,7 +285,8 @@ async def _details(
 async def _properties(app: App, store: Queries, persons: Sequence[_Listed], wanted: bool) -> dict[UUID, dict[str, str]]:
     if not wanted:
         return {}
-    found = await properties(app, store, [each.known for each in persons])
+    ids = {each.known.id: [each.known.id, *each.known.merged] for each in persons}
+    found = await properties(app, store, ids)
     return {person: {each.field: each.value for each in values} for person, values in found.items()}
 
 
@@ -286,9 +298,9 @@ class Property(msgspec.Struct, frozen=True):
     received_at: datetime
 
 
-async def properties(app: App, store: Queries, persons: Sequence[Known]) -> dict[UUID, list[Property]]:
-    """The properties of each of these, by id, in the order of their names."""
-    owner = {id: each.id for each in persons for id in (each.id, *each.merged)}
+async def properties(app: App, store: Queries, persons: Mapping[UUID, Sequence[UUID]]) -> dict[UUID, list[Property]]:
+    """The properties of each of these, who have had these ids, by id, in the order of their names."""
+    owner = {id: person for person, ids in persons.items() for id in ids}
     if not owner:
         return {}
     rows = await store.query(

@@ -29,6 +29,8 @@ class Lifetime(msgspec.Struct, frozen=True):
 class Person(msgspec.Struct, frozen=True):
     """`known` is None for an anonymous visitor. `ids` are all that their events may have, the own one first.
 
+    Of an anonymous visitor the only property is what became of an access token.
+
     Without events, which go after a time, there is no `first_seen` and `last_seen`.
     """
 
@@ -59,9 +61,7 @@ async def person(app: App, store: Queries, id: UUID) -> Person:
     (survivor,) = (await survivors(app, [id])).values()
     of = (await known(app, [survivor])).get(survivor)
     ids = [survivor, *(of.merged if of else [])]
-    values, (seen, lifetime) = await asyncio.gather(
-        properties(app, store, [of] if of else []), _events(app, store, ids)
-    )
+    values, (seen, lifetime) = await asyncio.gather(properties(app, store, {survivor: ids}), _events(app, store, ids))
     if id == NOBODY or (of is None and seen is None):
         raise NotFound
     first, last, events = seen or (None, None, 0)

@@ -14,7 +14,7 @@ from tenants.reports.compared import Compared
 from tenants.reports.filters import Filters, currency_of, field_of
 from tenants.reports.money import divided
 from tenants.reports.period import Interval, Period
-from tenants.reports.sql import bucket, persons_if, rows_of, starts_of, value_of
+from tenants.reports.sql import PERSON_ID, bucket, persons_if, rows_of, starts_of, value_of
 from tenants.tables import App
 
 _SUMS = (
@@ -185,7 +185,7 @@ async def latest_orders(
 async def _orders(app: App, store: Queries, rows: str, parameters: dict[str, Any], limit: int) -> list[Order]:
     found = await store.query(
         "SELECT id, toUnixTimestamp64Milli(received_at) AS at, event_token, amount, currency, event_id, params_text, "
-        f"person_id {rows} LIMIT {{limit:UInt32}}",
+        f"{PERSON_ID} AS person {rows} LIMIT {{limit:UInt32}}",
         parameters | {"limit": limit},
         app.tenant,
     )
@@ -198,7 +198,7 @@ async def _orders(app: App, store: Queries, rows: str, parameters: dict[str, Any
             row["currency"],
             row["event_id"] or None,
             row["params_text"],
-            str(row["person_id"]) if row["person_id"] != NOBODY else None,
+            str(row["person"]) if row["person"] != NOBODY else None,
         )
         for row in found
     ]

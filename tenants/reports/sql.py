@@ -36,10 +36,25 @@ def persons_if(condition: str, apps: str = ONE_APP) -> str:
     return f"uniqExactIf({person_of(apps)}, {condition} AND {SOMEBODY})"
 
 
+_PENDING = f"(SELECT (groupArray(alias), groupArray(person)) FROM person_aliases FINAL WHERE {ONE_APP})"
+# The id of a row's person, once merged persons are the one they are. For few rows: it searches a list.
+PERSON_ID = (
+    f"if(person_id IN (SELECT alias FROM person_aliases FINAL WHERE {ONE_APP}), "
+    f"{_PENDING}.2[indexOf({_PENDING}.1, person_id)], person_id)"
+)
+
 PERSON = person_of()
 PERSONS = persons_if("1")
 
 Parameters = dict[str, Any]
+
+# Anything that reads as an e-mail address, percent-encoded or not: its first letter, the rest of the name, the @.
+_ADDRESS = r"([^\\s\"\'<>(),;:&=@\\\\])[^\\s\"\'<>(),;:&=@\\\\]*(@|%40)"
+
+
+def masked(text: str) -> str:
+    """An expression's text with e-mail addresses as viewers see them: `a…@example.org`."""
+    return f"replaceRegexpAll({text}, '{_ADDRESS}', '\\\\1…\\\\2')"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlencode
 
@@ -199,8 +200,11 @@ def test_a_funnel_is_built_by_hand(page: Page, javascript: bool, shop: Shop) -> 
     tokens("purchase", "signup")
     first = page.get_by_role("group", name="Step 1")
     first.get_by_text("Add a filter").click()
-    first.get_by_label("Field").fill("plan")
-    first.get_by_label("Value").fill("pro")
+    # However slowly somebody types: only the button sends it.
+    for label, value in (("Field", "plan"), ("Value", "pro")):
+        first.get_by_label(label).fill(value)
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(500)
     first.get_by_role("button", name="Add").click()
     expect(page.get_by_text("plan is pro")).to_be_visible()
     page.wait_for_url(re.compile(r"step1=purchase&step1\.params\.plan=pro&step2=signup(&whole=1)?$"))
@@ -249,6 +253,18 @@ def test_filters_are_in_the_address_and_the_back_button_works(page: Page, javasc
     expect(page.get_by_text("event token is signup")).to_be_visible()
 
 
+def test_days_are_typed_in_peace(page: Page, shop: Shop) -> None:
+    first, typed = (datetime.now(UTC).date() - timedelta(days=ago) for ago in (20, 5))
+    shop.log_in(page)
+    page.goto(shop.path(f"?period=custom&from={first}"))
+    page.get_by_label("First day").fill(str(typed))
+    page.get_by_label("Last day").fill(str(typed))
+    page.wait_for_timeout(500)
+    expect(page).to_have_url(re.compile(f"from={first}$"))
+    page.get_by_role("button", name="Show these days").click()
+    page.wait_for_url(re.compile(f"from={typed}&to={typed}"))
+
+
 def test_what_a_breakdown_is_about_stays(page: Page, javascript: bool, shop: Shop) -> None:
     shop.log_in(page)
     page.goto(shop.path())
@@ -273,6 +289,15 @@ def test_what_a_breakdown_is_about_stays(page: Page, javascript: bool, shop: Sho
         page.get_by_role("button", name="Show", exact=True).first.click()
     page.wait_for_url(re.compile("period=7d"))
     expect(field).to_have_value("params.page")
+    # A link of another panel, drawn before the choice.
+    expect(page.locator(".loading, .htmx-added, .htmx-settling")).to_have_count(0)
+    field.select_option("params.method")
+    if not javascript:
+        page.locator("#breakdown").get_by_role("button", name="Show").click()
+    page.wait_for_url(re.compile("field=params.method"))
+    page.locator("#tokens").get_by_role("link", name="signup").click()
+    expect(page.get_by_text("event token is signup")).to_be_visible()
+    expect(field).to_have_value("params.method")
 
 
 def test_revenue_is_never_mixed(page: Page, javascript: bool, shop: Shop) -> None:

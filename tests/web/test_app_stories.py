@@ -211,7 +211,11 @@ async def test_when_a_token_was_last_used(owner: httpx.AsyncClient, shop: App) -
 async def test_an_app_is_deleted_by_its_name(owner: httpx.AsyncClient, alice: Tenant) -> None:
     app, token = await apps.create_app(alice, "Boots  & Blooms")
     address = f"/apps/{app.id}/delete"
-    assert "Type the app&#39;s name to delete it: Boots  &amp; Blooms" in (await owner.get(address)).text
+    page = await owner.get(address)
+    assert "Type the app&#39;s name to delete it: Boots  &amp; Blooms" in page.text
+    export = re.search(r'href="(/apps/[^"]*/export[^"]*)"', page.text)
+    assert export is not None
+    assert (await owner.get(export[1].replace("&amp;", "&"))).status_code == 200
     for wrong in ("", "boots & blooms", "Boots", '"><script>alert(1)</script>'):
         page = await owner.post(address, data={"name": wrong})
         assert page.status_code == 422

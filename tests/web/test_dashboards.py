@@ -187,6 +187,13 @@ async def test_an_address_that_cannot_be_is_said_and_shows_something(
     assert said in page.text
 
 
+async def test_the_other_filters_stay_when_one_cannot_be_used(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    page = await owner.get(f"/apps/{busy_shop.id}?event_token=signup&currency=EURO&params.plan!=pro&category=odd")
+    assert "A filter was left out (currency)" in page.text
+    assert "event token is signup" in page.text
+    assert "plan is not pro" in page.text
+
+
 async def test_a_panel_that_cannot_be_answered_offers_to_try_again(
     owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,12 +11,14 @@ from application import Site
 
 from server.event_store import EventStore
 from tenants import apps, keys
+from tenants.access_tokens import WaitingToken, keep
 from tenants.deletions import delete_person, list_deletions
 from tenants.events import event_row
 from tenants.hits import Event, decode
 from tenants.identifiers import known, person_key
 from tenants.identities import Sighting
 from tenants.people import identify
+from tenants.secrets import SecretKey
 from tenants.tables import App, Deletion, Person, Tenant
 
 ANN = "ann+news@example.org"
@@ -62,6 +64,7 @@ async def test_the_export_has_all_that_is_known(owner: httpx.AsyncClient, shop: 
         "fbids": [],
         "visitors": [str(ann)],
         "merged": [],
+        "access_tokens_waiting_since": [],
     }
     assert found["properties"] == [
         {"field": "n", "value": 12345678901234567, "received_at": found["events"][2]["received_at"]}
@@ -78,6 +81,26 @@ async def test_the_export_has_all_that_is_known(owner: httpx.AsyncClient, shop: 
         *("mail_proxy", "country"),
     }
     assert columns <= view.keys()
+
+
+async def test_the_export_tells_of_tokens_that_wait_and_not_what_they_are(
+    owner: httpx.AsyncClient, alice: Tenant, shop: App, ann: UUID
+) -> None:
+    other_shop, _ = await apps.create_app(alice, "Another shop")
+    at = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp() * 1000)
+    for app, email, uuid, visitor in (
+        (shop, ANN, None, uuid4()),
+        (shop, None, "7", uuid4()),
+        (shop, None, None, ann),
+        (shop, "bob@example.org", "8", uuid4()),
+        (other_shop, ANN, "7", ann),
+    ):
+        token = WaitingToken(app.id, f"EAAB{at}", uuid4().bytes, at, visitor.bytes, uuid, email, None)
+        await keep(SecretKey("a secret of at least 32 characters", "facebook"), [token], at)
+        at += 60_000
+    reply = await owner.get(f"/apps/{shop.id}/people/{ann}/export")
+    assert reply.json()["person"]["access_tokens_waiting_since"] == [f"2026-03-01T00:0{n}:00Z" for n in range(3)]
+    assert "EAAB" not in reply.text
 
 
 async def test_an_export_of_many_events_is_whole(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:

@@ -59,6 +59,7 @@ FORMS = {
     "/apps/{app_id}/audiences/new",
     "/apps/{app_id}/audiences/{audience_id}/change",
     "/apps/{app_id}/audiences/{audience_id}/download",
+    "/apps/{app_id}/audiences/download",
     "/account/delete",
 }
 OWNERS = {

@@ -85,6 +85,7 @@ EXAMPLES: dict[str, Any] = {
             }
         ],
         "next": "AAABmr_85B4f3lhD1xQ5Kg",
+        "cut": False,
     },
     "person": {
         "id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",

@@ -35,10 +35,14 @@ class Person(msgspec.Struct):
 
 
 class People(msgspec.Struct):
-    """People, those seen last first unless sorted otherwise. `next` is null on the last page."""
+    """People, those seen last first unless sorted otherwise. `next` is null on the last page.
+
+    `cut` tells that more than 1,000 people match `search`: only a thousand of them were looked at.
+    """
 
     people: list[Person]
     next: str | None
+    cut: bool
 
 
 class Property(msgspec.Struct):
@@ -49,7 +53,8 @@ class Property(msgspec.Struct):
 
 
 class WholePerson(msgspec.Struct):
-    """All that is known of somebody. An anonymous visitor has no identifiers, no properties and no `known_at`.
+    """All that is known of somebody. An anonymous visitor has no identifiers and no `known_at`, and of properties
+    at most `facebook_state`.
 
     `known_at` is when the first identifier came, `merged` are the ids of those who turned out to be this person.
     `first_seen` and `last_seen` are null when the events are gone.
@@ -133,7 +138,7 @@ async def people_list(
         limit=limit,
         cursor=cursor,
     )
-    return People([_person(each) for each in found.people], found.next)
+    return People([_person(each) for each in found.people], found.next, found.cut)
 
 
 def _person(of: Summary) -> Person:

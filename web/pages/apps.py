@@ -1,9 +1,11 @@
 """A tenant's apps: the list, a new one, and one's settings, tokens and end."""
 
 import contextlib
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from litestar import Response, get, post
 from litestar.datastructures import FormMultiDict
@@ -14,6 +16,7 @@ from tenants.currencies import MINOR_UNITS
 from tenants.deletions import list_deletions
 from tenants.errors import InvalidValue, Unavailable
 from tenants.reports.overview import Glance, overview
+from tenants.reports.period import MAX_DAYS
 from tenants.tables import App
 from web.forms import is_name, text
 from web.guards import AnyRequest, Member, OurApp, Viewer
@@ -197,7 +200,16 @@ async def revoke(member: Member, app: OurApp, token: FromPath[str]) -> Response[
 async def delete_page(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
     """Says what goes, and asks for the app's name."""
     del member
-    return await render(request, "apps/delete.html", app=app, tab="settings", errors={}, typed="")
+    return await _delete_page(request, app)
+
+
+async def _delete_page(
+    request: AnyRequest, app: App, status: int = 200, errors: Mapping[str, str] | None = None, typed: str = ""
+) -> Response[bytes]:
+    # As far back as a period may go.
+    since = (datetime.now(ZoneInfo(app.timezone)) - timedelta(days=MAX_DAYS - 1)).date()
+    context = {"app": app, "tab": "settings", "errors": errors or {}, "typed": typed, "since": since}
+    return await render(request, "apps/delete.html", status, **context)
 
 
 @post("/apps/{app_id:str}/delete")
@@ -207,7 +219,7 @@ async def delete(request: AnyRequest, member: Member, app: OurApp) -> Response[b
     typed = text(await request.form(), "name")
     if not is_name(typed, app.name):
         errors = {"name": "Type the name of the app as it stands above."}
-        return await render(request, "apps/delete.html", 422, app=app, tab="settings", errors=errors, typed=typed)
+        return await _delete_page(request, app, 422, errors, typed)
     await apps.delete_app(app)
     return go("/apps", "app-deleted")
 

@@ -67,7 +67,8 @@ def _rows(segment: Segment) -> list[ConditionRow]:
 def _typed_rows(form: FormMultiDict) -> list[ConditionRow]:
     columns = [[str(value) for value in form.getall(name, [])] for name in ("kind", "what", "value")]
     rows = [ConditionRow(*(value.strip() for value in row)) for row in zip(*columns, strict=False)]
-    return [row for row in rows if row.what or row.value][:MAX_CONDITIONS]
+    # One without a kind was taken away: what its hidden fields still hold does not count.
+    return [row for row in rows if row.kind and (row.what or row.value)][:MAX_CONDITIONS]
 
 
 def _segment(rows: Sequence[ConditionRow]) -> Segment:
@@ -250,9 +251,20 @@ async def download(
     """Its people as the CSV that Meta's upload form takes."""
     del member
     audience = await audiences.find(app, audience_id)
+    return await _download(request, app, audiences.segment_kept(audience), audience.name)
+
+
+@get("/apps/{app_id:str}/audiences/download")
+async def download_segment(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes] | Stream:
+    """The people of a segment as the same file, for whoever has made no audience of them."""
+    del member
+    return await _download(request, app, segment_of(list(request.query_params.multi_items())), f"{app.name} people")
+
+
+async def _download(request: AnyRequest, app: App, segment: Segment, name: str) -> Response[bytes] | Stream:
     store = request.app.state.event_store
     try:
-        people = await people_of(app, store, audiences.segment_kept(audience))
+        people = await people_of(app, store, segment)
     except Busy:
         detail = "Other exports are running. Wait until one is done, then try again."
         return await render(request, "error.html", 429, title="No download", detail=detail)
@@ -260,7 +272,7 @@ async def download(
         _sent(upload_form(members(app, store, people))),
         media_type="text/csv",
         headers={
-            "Content-Disposition": f'attachment; filename="{_file_name(audience)}"',
+            "Content-Disposition": f'attachment; filename="{_file_name(name)}"',
             "Cache-Control": "no-store",
         },
     )
@@ -272,8 +284,8 @@ async def _sent(form: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _file_name(audience: Audience) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", audience.name.encode("ascii", "ignore").decode().lower()).strip("-")[:60]
+def _file_name(title: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", title.encode("ascii", "ignore").decode().lower()).strip("-")[:60]
     return f"{name or 'audience'}-{datetime.now(UTC):%Y-%m-%d}.csv"
 
 
@@ -288,4 +300,5 @@ handlers = [
     push,
     remove,
     download,
+    download_segment,
 ]

@@ -1,7 +1,7 @@
 """The people of an app: a list to search, filter and sort, and a page of each one."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast, get_args
 from urllib.parse import urlencode
 
@@ -9,6 +9,7 @@ import msgspec
 from litestar import Response, get
 from litestar.params import FromPath
 
+from tenants.access_tokens import waiting_since
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue
 from tenants.events import recent_events
@@ -20,6 +21,7 @@ from tenants.tables import App
 from tenants.typed_money import read_money
 from web.guards import AnyRequest, OurApp, Viewer
 from web.rendering import go, money, render
+from web.view import usable
 
 SORTS: dict[Sort, str] = {
     "last_seen": "Last seen",
@@ -56,10 +58,10 @@ class PeopleView(msgspec.Struct, frozen=True):
         query = urlencode([*view.pairs(), *more.items()])
         return f"/apps/{self.app.id}/people{'?' if query else ''}{query}"
 
-    def audience(self) -> str:
-        """The form of a Custom Audience of these people."""
+    def audience(self, page: str = "new") -> str:
+        """The form of a Custom Audience of these people, or the `download` of it."""
         query = urlencode(self.segment.pairs())
-        return f"/apps/{self.app.id}/audiences/new{'?' if query else ''}{query}"
+        return f"/apps/{self.app.id}/audiences/{page}{'?' if query else ''}{query}"
 
     def chips(self) -> list[tuple[str, str]]:
         """Each condition in words, and the address of the list without it."""
@@ -86,11 +88,7 @@ def in_words(condition: Condition) -> str:
 
 def _view(app: App, pairs: Sequence[tuple[str, str]]) -> PeopleView:
     values = dict(pairs)
-    problem = ""
-    try:
-        segment = segment_of(pairs)
-    except InvalidValue as error:
-        segment, problem = Segment(), f"A condition was left out ({error.field}): {error}"
+    segment, problem = usable(segment_of, pairs, "A condition")
     sort, currency = values.get("sort", ""), values.get("currency", "").upper()
     return PeopleView(
         app,
@@ -163,6 +161,14 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
     cursor = request.query_params.get("cursor") or None
     timeline = await recent_events(app, store, persons=of.ids, limit=50, cursor=cursor)
     orders = await recent_events(app, store, persons=of.ids, category="revenue", limit=_ORDERS)
+    known = of.known
+    waiting = await waiting_since(
+        app.id,
+        [id.bytes for id in of.ids],
+        known.uuids if known else [],
+        known.emails if known else [],
+        known.fbids if known else [],
+    )
     return await render(
         request,
         "app/person.html",
@@ -171,6 +177,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
         person=of,
         properties=[(each.field, _text(each.value), each.received_at) for each in of.properties],
         facebook=next((_text(each.value) for each in of.properties if each.field == "facebook_state"), ""),
+        waiting=datetime.fromtimestamp(waiting[-1] / 1000, UTC) if waiting else None,
         timeline=[_shown(row) for row in timeline.rows],
         older=timeline.next,
         orders=[_shown(row) for row in orders.rows],

@@ -40,8 +40,18 @@ function say(text) {
 // <form data-auto>: sent when a choice in it changes; its button is for those without script.
 document.addEventListener("change", (event) => {
   const form = event.target.closest("form[data-auto]");
-  if (form) form.requestSubmit();
+  // A day that is typed changes with each digit: it has a button.
+  if (form && event.target.type !== "date") form.requestSubmit();
 });
+
+// A filter of a funnel's step is typed in several fields, and is sent by its button.
+document.addEventListener(
+  "change",
+  (event) => {
+    if (event.target.closest("#funnel-form .add")) event.stopPropagation();
+  },
+  true,
+);
 
 // A page in the background, or one that is paused, does not go on asking what is new.
 document.addEventListener("htmx:beforeRequest", (event) => {
@@ -63,6 +73,17 @@ document.addEventListener("click", (event) => {
 document.addEventListener("htmx:oobAfterSwap", (event) => {
   const list = event.target.closest("[data-most]");
   while (list && list.children.length > Number(list.dataset.most)) list.lastElementChild.remove();
+});
+
+// What was chosen in a panel stands in the page's address: links within the page that were drawn before keep it, too.
+document.addEventListener("htmx:replacedInHistory", () => {
+  const asked = new URLSearchParams(location.search);
+  for (const link of document.querySelectorAll("main a[href]")) {
+    if (link.origin !== location.origin || link.pathname !== location.pathname) continue;
+    const address = new URL(link.href);
+    for (const name of ["field", "in"]) if (asked.has(name)) address.searchParams.set(name, asked.get(name));
+    link.search = address.search;
+  }
 });
 
 // The server could not be reached at all, or not in time.
