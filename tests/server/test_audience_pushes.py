@@ -315,7 +315,8 @@ async def test_a_run_waits_and_goes_on_where_it_was(
     assert not run.finished_at
     assert run.due_at is not None
     waited = run.due_at / 1000 - NOW.timestamp()
-    assert least <= waited <= least * 1.5
+    # From when the answer came, which is a moment after the run was taken.
+    assert least <= waited <= least * 1.5 + 5
     assert graph.count("users") == 2
     run = await go_on(pusher, audience, NOW + timedelta(seconds=waited + 1))
     assert [row[0] for row in graph.audiences["123456"]] == wanted

@@ -755,7 +755,8 @@ def test_the_segments_of_one_process_are_written_in_turn(tmp_path: Path) -> None
     assert written_in_turn(tmp_path)
     first, second = Segment(tmp_path), Segment(tmp_path)
     time.sleep(0.05)
-    first.append(encode_frame([hit(1, now)], []))
+    for segment in (first, second):
+        segment.append(encode_frame([hit(1, now)], []))
     assert not written_in_turn(tmp_path)
     first.close()
     second.close()

@@ -230,7 +230,8 @@ async def test_addresses_in_other_places_are_masked_for_viewers(
     """A customer may take addresses for ids of their own, or for event tokens."""
     await know(told, VISITOR, uuid="vic@example.org")
     await did(event_store, told, VISITOR, "mail to vic@example.org", "buy:100", uuid="vic@example.org")
-    for tail in ("/people", f"/people/{VISITOR}", "/live", "/panels/tokens", "/panels/orders?page=revenue"):
+    panels = ("/panels/tokens", "/panels/chart", "/panels/orders?page=revenue")
+    for tail in ("/people", f"/people/{VISITOR}", "/live", *panels):
         address = f"/apps/{told.id}{tail}"
         assert "vic@" not in (seen := (await viewer.get(address)).text), tail
         assert "vic%40" not in seen, tail
