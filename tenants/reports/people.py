@@ -219,8 +219,8 @@ def _tries(asked: _Asked, mostly_known: bool) -> Iterator[_Try]:
     if asked.sort == "first_seen" and not asked.scope:
         since = f"(SELECT received_at {rows} ORDER BY received_at DESC LIMIT 1 OFFSET {_NEWEST_OF_NEW})"
         lately = f"{PERSON} IN (SELECT {PERSON} {rows} AND received_at >= {since})"
-        new = f"HAVING min(received_at) >= {since} AND"
-        yield _Try(f"{of_all} AND {lately} {known_only.replace('HAVING', new)}", most, False)
+        new = f"GROUP BY who HAVING min(received_at) >= {since} AND {_KNOWN}{order}"
+        yield _Try(f"{of_all} AND {lately} {new}", most, False)
     yield _Try(f"{of_all} {known_only}", most, True)
 
 

@@ -266,35 +266,32 @@ def test_days_are_typed_in_peace(page: Page, shop: Shop) -> None:
 
 
 def test_what_a_breakdown_is_about_stays(page: Page, javascript: bool, shop: Shop) -> None:
+    field = page.locator("#breakdown-field")
+
+    def choose(name: str) -> None:
+        # A panel answers to choices once it has settled, a moment after it is there.
+        expect(page.locator(".loading, .htmx-added, .htmx-settling")).to_have_count(0)
+        field.select_option(name)
+        if not javascript:
+            page.locator("#breakdown").get_by_role("button", name="Show").click()
+        page.wait_for_url(re.compile(f"field={name}"))
+
     shop.log_in(page)
     page.goto(shop.path())
-    field = page.locator("#breakdown-field")
-    # A panel answers to choices once it has settled, a moment after it is there.
-    expect(page.locator(".loading, .htmx-added, .htmx-settling")).to_have_count(0)
-    field.select_option("params.method")
-    if not javascript:
-        page.locator("#breakdown").get_by_role("button", name="Show").click()
-    page.wait_for_url(re.compile("field=params.method"))
+    choose("params.method")
     page.locator("#breakdown").get_by_role("link", name="email").click()
     expect(page.get_by_text("method is email")).to_be_visible()
     expect(field).to_have_value("params.method")
     page.go_back()
     expect(field).to_have_value("params.method")
-    field.select_option("params.page")
-    if not javascript:
-        page.locator("#breakdown").get_by_role("button", name="Show").click()
-    page.wait_for_url(re.compile("field=params.page"))
+    choose("params.page")
     page.get_by_label("Period", exact=True).select_option("7d")
     if not javascript:
         page.get_by_role("button", name="Show", exact=True).first.click()
     page.wait_for_url(re.compile("period=7d"))
     expect(field).to_have_value("params.page")
+    choose("params.method")
     # A link of another panel, drawn before the choice.
-    expect(page.locator(".loading, .htmx-added, .htmx-settling")).to_have_count(0)
-    field.select_option("params.method")
-    if not javascript:
-        page.locator("#breakdown").get_by_role("button", name="Show").click()
-    page.wait_for_url(re.compile("field=params.method"))
     page.locator("#tokens").get_by_role("link", name="signup").click()
     expect(page.get_by_text("event token is signup")).to_be_visible()
     expect(field).to_have_value("params.method")
