@@ -580,6 +580,9 @@ class Digester:
             sightings, state.journal, batch.token, batch.again, now, memory=self._memory, in_order=in_order
         )
         attribute(found, places, persons)
+        if found.tokens:
+            whose = {hit.hit_id: person for hit, person in zip(sightings, persons, strict=True) if person}
+            found.tokens = [token._replace(person=whose.get(token.hit_id, b"")) for token in found.tokens]
         self._untold = True
         await self._tell()
 

@@ -32,11 +32,15 @@ _LATER = frozenset({1, 2, 17, 32, 368, 613}) | _OF_THE_APP
 
 
 class GraphError(Exception):
-    """Graph did not do what was asked; `code` is its error's, 0 where it gave none."""
+    """Graph did not do what was asked; `code` is its error's, 0 where it gave none.
 
-    def __init__(self, code: int) -> None:
+    `rest`: for how many seconds it wants to be left alone by the app, whatever became of this.
+    """
+
+    def __init__(self, code: int, rest: float = 0.0) -> None:
         super().__init__(f"Graph error {code}")
         self.code = code
+        self.rest = rest
 
 
 class Expired(GraphError):
@@ -222,13 +226,13 @@ def _failure(status: int, headers: httpx.Headers, body: bytes, rest: float) -> G
     except msgspec.MsgspecError:
         error = _Error()
     if error.code in _EXPIRED:
-        return Expired(error.code)
+        return Expired(error.code, rest)
     # A redirect, too: something in between answers, and will not for ever.
     if error.code in _LATER or error.is_transient or status in (408, 429) or not 400 <= status < 500:
         told = headers.get("retry-after", "")
         seconds = min(float(told), _LONGEST_REST) if told.isdecimal() and told.isascii() else rest or None
         return Later(error.code, seconds, error.code in _OF_THE_APP or status == 429)
-    return Refused(error.code)
+    return Refused(error.code, rest)
 
 
 def _rest(headers: httpx.Headers) -> float:

@@ -17,7 +17,8 @@ from tenants.access_tokens import TOKEN_MS, Profile, Sender, TakenToken
 from tenants.errors import NotFound
 from tenants.events import Row
 from tenants.facebook import Credentials
-from tenants.forgotten import unscoped_forgotten
+from tenants.forgotten import ForgottenKeys, unscoped_forgotten
+from tenants.identifiers import unscoped_roots
 from tenants.identities import Sighting
 from tenants.secrets import SecretKey
 from tenants.tables import App, TokenState
@@ -30,7 +31,7 @@ _LOOK_SECONDS = 1.0
 _TOKENS_AT_ONCE = 8
 # Some tens of milliseconds each.
 _SENDERS_AT_ONCE = 50
-_PURGE_SECONDS = 3600.0
+_PURGE_SECONDS = 300.0
 _FIRST_WAIT_MS = 30_000
 _LONGEST_WAIT_MS = 6 * 3_600_000
 # Graph says so of a secret that is not the app's, or of one that is missing: somebody may enter the right one.
@@ -68,11 +69,13 @@ class TokenResolver:
 
     async def work(self, now_ms: int) -> bool:
         """Resolve some tokens and tell some persons; whether there was anything to do."""
-        asked = await self._resolve_some(now_ms)
-        told = await self._tell_some(now_ms)
         if time.monotonic() - self._purged > _PURGE_SECONDS or not self._purged:
+            # Those of an app that Graph wants to rest, too.
+            await access_tokens.unscoped_give_up_old(now_ms)
             await access_tokens.unscoped_purge(now_ms)
             self._purged = time.monotonic()
+        asked = await self._resolve_some(now_ms)
+        told = await self._tell_some(now_ms)
         return asked or told
 
     async def _resolve_some(self, now_ms: int) -> bool:
@@ -102,7 +105,7 @@ class TokenResolver:
         if taken.token is None or taken.received_at_ms <= now_ms - TOKEN_MS:
             await self._settle(taken, TokenState.UNRESOLVED, fbid, profile, now_ms)
             return False
-        rest = 0.0
+        rest, answered = 0.0, False
         try:
             secret = credentials and credentials.secret
             if fbid is None:
@@ -112,25 +115,33 @@ class TokenResolver:
                 found, more = await self._graph.audience_id(credentials.facebook_app_id, taken.token, secret)
                 profile = Profile(profile.name, profile.email, found)
                 rest = max(rest, more)
-        except Expired:
+        except Expired as error:
             await self._settle(taken, TokenState.EXPIRED, fbid, profile, now_ms)
+            rest = max(rest, error.rest)
         except Refused as error:
-            await access_tokens.pause(taken.app_id, now_ms, error.code)
+            await access_tokens.pause(taken.app_id, now_ms + int(max(rest, error.rest) * 1000), error.code)
             if error.code == _WRONG_PARAMETER and fbid is None:
-                await access_tokens.later(taken, self._key, self._next_try(taken, now_ms, 0), fbid, profile)
+                await self._later(taken, self._next_try(taken, now_ms, 0), fbid, profile, now_ms)
             else:
                 await self._settle(taken, TokenState.REFUSED, fbid, profile, now_ms)
+            return False
         except Later as error:
             due_at = self._next_try(taken, now_ms, int((error.seconds or 0) * 1000))
             if error.of_the_app:
                 await access_tokens.pause(taken.app_id, due_at, error.code)
-            await access_tokens.later(taken, self._key, due_at, fbid, profile)
+            await self._later(taken, due_at, fbid, profile, now_ms)
+            return False
         else:
             await access_tokens.resolved(taken, self._key, fbid, profile, now_ms)
-            if rest:
-                await access_tokens.pause(taken.app_id, now_ms + int(rest * 1000), 0)
-            return True
-        return False
+            answered = True
+        if rest:
+            await access_tokens.pause(taken.app_id, now_ms + int(rest * 1000), 0)
+        return answered
+
+    async def _later(self, taken: TakenToken, due_at: int, fbid: str | None, profile: Profile, now_ms: int) -> None:
+        """Ask again then, but in time to be given up."""
+        due_at = min(due_at, taken.received_at_ms + TOKEN_MS)
+        await access_tokens.later(taken, self._key, due_at, fbid, profile, now_ms)
 
     async def _settle(
         self, taken: TakenToken, state: TokenState, fbid: str | None, profile: Profile, now_ms: int
@@ -139,13 +150,14 @@ class TokenResolver:
         if fbid is None:
             await access_tokens.give_up(taken, state, now_ms)
         else:
-            await access_tokens.resolved(taken, self._key, fbid, profile, now_ms)
+            known = TokenState.EXPIRED if state == TokenState.EXPIRED else TokenState.RESOLVED
+            await access_tokens.resolved(taken, self._key, fbid, profile, now_ms, known)
 
     def _next_try(self, taken: TakenToken, now_ms: int, least_ms: int) -> int:
-        """Twice as late each time, but not before Graph said; never all at once, and in time to be given up."""
+        """Twice as late each time, but not before Graph said; never all at once."""
         wait = min(_FIRST_WAIT_MS * 2 ** min(taken.attempts - 1, 20), _LONGEST_WAIT_MS)
         spread = random.uniform(1.0, 1.5)  # noqa: S311 (no secret)
-        return min(now_ms + int(max(wait, least_ms) * spread), taken.received_at_ms + TOKEN_MS)
+        return now_ms + int(max(wait, least_ms) * spread)
 
     async def _tell_some(self, now_ms: int) -> bool:
         senders = await access_tokens.unscoped_take_senders(self._key, now_ms, _SENDERS_AT_ONCE)
@@ -155,41 +167,25 @@ class TokenResolver:
         alive = {row["id"] for row in await App.select(App.id).where(App.id.is_in(list(app_ids)))}
         for app_id in app_ids - alive:
             await access_tokens.forget_app(app_id)
+        senders = [each for each in senders if each.app_id in alive]
+        forgotten = await unscoped_forgotten(min((each.received_at_ms for each in senders), default=now_ms))
         told: list[Sender] = []
         rows: list[Row] = []
         for each in senders:
-            if each.app_id not in alive:
-                continue
             try:
-                seen = Sighting(
-                    each.hit_id,
-                    each.received_at_ms,
-                    each.app_id.bytes,
-                    each.visitor,
-                    uuid=each.uuid,
-                    email=each.email,
-                    fbid=each.resolved_fbid or each.fbid,
-                )
-                person = await people.learn(seen, now_ms)
+                person = None if _is_forgotten(each, forgotten) else await _learn(each, now_ms)
             except Exception as error:  # whatever it is, it must not hold up the others; it is told when the lease ends
                 self._failed(error)
                 continue
             told.append(each)
-            if person is None and await self._is_forgotten(each):
-                continue
-            rows += property_rows(each, person or UUID(bytes=each.visitor))
+            if person is not None:
+                rows += property_rows(each, person)
         await self._tell_of_persons()
         if told:
             token = hashlib.blake2b(b"".join(each.key for each in told), digest_size=16).hexdigest()
             await self._store.insert("person_properties", rows, token)
             await access_tokens.told(told)
         return True
-
-    async def _is_forgotten(self, sender: Sender) -> bool:
-        """Whether they were deleted since: nothing is kept of them, not even under their cookie."""
-        forgotten = await unscoped_forgotten(sender.received_at_ms)
-        told = sender.uuid, sender.email, sender.resolved_fbid or sender.fbid
-        return forgotten.covers(sender.app_id.bytes, sender.received_at_ms, sender.visitor, *told)
 
     async def _tell_of_persons(self) -> None:
         """Tell the event store which persons turned out to be others, as the digest does after its batches."""
@@ -199,11 +195,36 @@ class TokenResolver:
             await people.told(aliases)
 
 
+def _is_forgotten(sender: Sender, forgotten: ForgottenKeys) -> bool:
+    """Whether they were deleted since: nothing is kept of them, not even under their cookie."""
+    app, at = sender.app_id.bytes, sender.received_at_ms
+    told = sender.uuid, sender.email, sender.resolved_fbid or sender.fbid
+    return any(forgotten.covers(app, at, id, *told) for id in (sender.visitor, sender.person))
+
+
+async def _learn(sender: Sender, now_ms: int) -> UUID | None:
+    """Have the person learn of their fbid; who they are in the end, None where they were deleted since."""
+    app = sender.app_id.bytes
+    if sender.resolved_fbid is None:
+        return UUID(bytes=(await unscoped_roots([app + sender.person]))[app + sender.person][16:])
+    seen = Sighting(
+        sender.hit_id,
+        sender.received_at_ms,
+        app,
+        sender.visitor,
+        uuid=sender.uuid,
+        email=sender.email,
+        fbid=sender.resolved_fbid,
+        of=sender.person,
+    )
+    return await people.learn(seen, now_ms)
+
+
 def property_rows(sender: Sender, person: UUID) -> Sequence[Row]:
     """What became of a token as rows of person_properties; told again they are the same."""
     profile = sender.profile
     values = {
-        "facebook_state": sender.state.value,
+        "facebook_state": sender.state.value if sender.state != TokenState.WAITING else None,
         "facebook_name": profile.name,
         "facebook_email": profile.email,
         "custom_audience_id": profile.audience_id,

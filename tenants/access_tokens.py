@@ -25,6 +25,8 @@ from tenants.tables import AccessToken, App, GraphPause, TokenSender, TokenState
 TOKEN_MS = 7 * 86_400_000
 # Longer than Facebook's own live (60 days): until then, one that is sent again is not asked about again.
 KEPT_MS = 90 * 86_400_000
+# One that Graph refused, or that nobody could ask about, is asked about again when it is sent this long after.
+_AGAIN_MS = 86_400_000
 # Longer than all that is done with what was taken, calls that time out included.
 LEASE_MS = 120_000
 
@@ -35,7 +37,10 @@ _NAMED_AT_ONCE = 5_000
 
 
 class WaitingToken(NamedTuple):
-    """A hit with an access token, and the identifiers that came with it. `hit_id` and `visitor` have 16 bytes."""
+    """A hit with an access token, and the identifiers that came with it. Ids have 16 bytes.
+
+    `person` is whose event it is; that of an anonymous visitor is their cookie's.
+    """
 
     app_id: UUID
     token: str
@@ -45,6 +50,7 @@ class WaitingToken(NamedTuple):
     uuid: str | None = None
     email: str | None = None
     fbid: str | None = None
+    person: bytes = b""
 
     def __repr__(self) -> str:
         return f"WaitingToken({self.app_id}, {self.hit_id.hex()})"
@@ -81,7 +87,10 @@ class TakenToken(NamedTuple):
 
 
 class Sender(NamedTuple):
-    """A person who is to learn what became of a token they sent; has it until `until` (ms)."""
+    """A person who is to learn what became of a token they sent; has it until `until` (ms).
+
+    While the token is WAITING that is only whose it is: there is more to come.
+    """
 
     key: bytes
     app_id: UUID
@@ -91,6 +100,7 @@ class Sender(NamedTuple):
     uuid: str | None
     email: str | None
     fbid: str | None
+    person: bytes
     until: int
     state: TokenState
     resolved_fbid: str | None
@@ -112,7 +122,8 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
             continue
         token = entry.app_id.bytes + key.hash(entry.token.encode(errors="surrogatepass"))
         tokens.setdefault(token, entry)
-        who = (token, entry.visitor, entry.uuid, entry.email, entry.fbid)
+        entry = entry._replace(person=entry.person or entry.visitor)
+        who = (token, entry.visitor, entry.uuid, entry.email, entry.fbid, entry.person)
         hashed = key.hash(msgspec.msgpack.encode(who))
         senders.setdefault(entry.app_id.bytes + hashed, (token, entry))
     if not senders:
@@ -120,7 +131,14 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
     async with transaction():
         # Nearly always a page sends the same token again, and all is known.
         known = {named for (named,) in await bulk.find(TokenSender, ("key",), "key", list(senders))}
-        new = sorted((named, *sender) for named, sender in senders.items() if named not in known)
+        again = {
+            named
+            for named, state, received_at in await bulk.find(
+                AccessToken, ("key", "state", "received_at"), "key", list(tokens)
+            )
+            if state in _UNANSWERED and tokens[named].received_at_ms > received_at + _AGAIN_MS
+        }
+        new = sorted((named, *sender) for named, sender in senders.items() if named not in known or sender[0] in again)
         # In the order of their keys: everybody locks rows in that order, so nobody waits in a circle. An update that
         # changes nothing makes a conflict lock the row, so that it is not resolved before its senders are in.
         rows = [
@@ -138,14 +156,16 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
         await bulk.run(
             AccessToken,
             "INSERT INTO access_token (key, app_id, state, sealed, received_at, due_at, attempts) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET received_at = access_token.received_at",
+            f"VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET {_ASK_AGAIN}",
             rows,
         )
         states = dict(await bulk.find(AccessToken, ("key", "state"), "key", [row[0] for row in rows]))
+        # Whoever was told before is told again, of what becomes of it now.
+        told_again = ", ".join(f"{name} = excluded.{name}" for name in _SENDER_COLUMNS[2:])
         await bulk.run(
             TokenSender,
-            "INSERT INTO token_sender (key, app_id, token, hit_id, received_at, visitor, uuid, email, fbid, told, "
-            "due_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            f"INSERT INTO token_sender ({', '.join(_SENDER_COLUMNS)}) VALUES ({', '.join('?' * len(_SENDER_COLUMNS))}) "
+            f"ON CONFLICT (key) DO UPDATE SET {told_again} WHERE token_sender.told",
             [
                 (
                     named,
@@ -157,12 +177,38 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
                     entry.uuid,
                     entry.email,
                     entry.fbid,
+                    entry.person,
                     False,
                     None if states[token] == TokenState.WAITING else now_ms,
                 )
                 for named, token, entry in new
             ],
         )
+
+
+_UNANSWERED = (TokenState.REFUSED, TokenState.UNRESOLVED)
+_IS_ASKED_AGAIN = (
+    f"access_token.state IN ('{_UNANSWERED[0].value}', '{_UNANSWERED[1].value}') "
+    f"AND excluded.received_at > access_token.received_at + {_AGAIN_MS}"
+)
+_ASK_AGAIN = ", ".join(
+    f"{name} = CASE WHEN {_IS_ASKED_AGAIN} THEN excluded.{name} ELSE access_token.{name} END"
+    for name in ("state", "sealed", "received_at", "due_at", "attempts")
+)
+_SENDER_COLUMNS = (
+    "key",
+    "app_id",
+    "token",
+    "hit_id",
+    "received_at",
+    "visitor",
+    "uuid",
+    "email",
+    "fbid",
+    "person",
+    "told",
+    "due_at",
+)
 
 
 def _skip_held() -> str:
@@ -227,10 +273,19 @@ def _profile(key: SecretKey, row: dict[str, Any]) -> Profile:
     return Profile() if text is None else msgspec.json.decode(text, type=Profile)
 
 
-async def resolved(taken: TakenToken, key: SecretKey, fbid: str, profile: Profile, now_ms: int) -> bool:
-    """The token's user is known; the token is erased, and all who sent it are due. False: no longer ours to say."""
-    sealed = key.encrypt(msgspec.json.encode(profile).decode(), b"profile" + taken.key)
-    return await _settle(taken, TokenState.RESOLVED, now_ms, fbid, sealed)
+async def resolved(
+    taken: TakenToken,
+    key: SecretKey,
+    fbid: str,
+    profile: Profile,
+    now_ms: int,
+    state: TokenState = TokenState.RESOLVED,
+) -> bool:
+    """The token's user is known; the token is erased, and all who sent it are due. False: no longer ours to say.
+
+    `state` is EXPIRED where it was good for no more than that.
+    """
+    return await _settle(taken, state, now_ms, fbid, _sealed(key, taken, profile))
 
 
 async def give_up(taken: TakenToken, state: TokenState, now_ms: int) -> bool:
@@ -238,36 +293,67 @@ async def give_up(taken: TakenToken, state: TokenState, now_ms: int) -> bool:
     return await _settle(taken, state, now_ms, None, None)
 
 
+def _sealed(key: SecretKey, taken: TakenToken, profile: Profile) -> bytes:
+    return key.encrypt(msgspec.json.encode(profile).decode(), b"profile" + taken.key)
+
+
 async def _settle(
     taken: TakenToken, state: TokenState, now_ms: int, fbid: str | None, sealed_profile: bytes | None
 ) -> bool:
+    settled = {AccessToken.state: state, AccessToken.sealed: None, AccessToken.due_at: None}
+    return await _write_down(taken, now_ms, True, settled | _found(fbid, sealed_profile))
+
+
+async def later(
+    taken: TakenToken, key: SecretKey, due_at: int, fbid: str | None, profile: Profile, now_ms: int
+) -> None:
+    """Ask again at `due_at` (ms); what is known by now stays known. Whose it is its senders learn at once."""
+    sealed = _sealed(key, taken, profile) if fbid else None
+    news = fbid is not None and taken.fbid is None
+    await _write_down(taken, now_ms, news, {AccessToken.due_at: due_at} | _found(fbid, sealed))
+
+
+def _found(fbid: str | None, sealed_profile: bytes | None) -> dict[Any, Any]:
+    return {AccessToken.fbid: fbid, AccessToken.sealed_profile: sealed_profile}
+
+
+async def _write_down(taken: TakenToken, now_ms: int, news: bool, values: dict[Any, Any]) -> bool:
+    """What was found out, unless it is no longer ours to say; with `news` all who sent the token are due."""
     async with transaction():
-        settled = await (
-            AccessToken.update(
-                {
-                    AccessToken.state: state,
-                    AccessToken.sealed: None,
-                    AccessToken.due_at: None,
-                    AccessToken.fbid: fbid,
-                    AccessToken.sealed_profile: sealed_profile,
-                }
-            )
+        ours = await (
+            AccessToken.update(values)
             .where(AccessToken.key == taken.key, AccessToken.due_at == taken.until)
             .returning(AccessToken.key)
         )
-        if settled:
-            await TokenSender.update({TokenSender.due_at: now_ms}).where(
-                TokenSender.token == taken.key, TokenSender.told.eq(False)
+        if ours and news:
+            await _senders_due([taken.key], now_ms)
+    return bool(ours)
+
+
+async def _senders_due(tokens: list[bytes], now_ms: int) -> None:
+    await TokenSender.update({TokenSender.due_at: now_ms}).where(
+        TokenSender.token.is_in(tokens), TokenSender.told.eq(False)
+    )
+
+
+async def unscoped_give_up_old(now_ms: int) -> int:
+    """Give up the tokens that came more than seven days ago, asked about lately or not; returns how many."""
+    count = 0
+    while True:
+        async with transaction():
+            rows = await AccessToken.raw(
+                "UPDATE access_token SET sealed = NULL, due_at = NULL, state = CASE WHEN fbid IS NULL THEN {} ELSE {} "
+                "END WHERE key IN (SELECT key FROM access_token WHERE due_at IS NOT NULL AND received_at <= {} "
+                f"LIMIT {_NAMED_AT_ONCE} {_skip_held()}) RETURNING key",
+                TokenState.UNRESOLVED.value,
+                TokenState.RESOLVED.value,
+                now_ms - TOKEN_MS,
             )
-    return bool(settled)
-
-
-async def later(taken: TakenToken, key: SecretKey, due_at: int, fbid: str | None, profile: Profile) -> None:
-    """Ask again at `due_at` (ms); what is known by now stays known."""
-    sealed = key.encrypt(msgspec.json.encode(profile).decode(), b"profile" + taken.key) if fbid else None
-    await AccessToken.update(
-        {AccessToken.due_at: due_at, AccessToken.fbid: fbid, AccessToken.sealed_profile: sealed}
-    ).where(AccessToken.key == taken.key, AccessToken.due_at == taken.until)
+            if rows:
+                await _senders_due([row["key"] for row in rows], now_ms)
+        count += len(rows)
+        if len(rows) < _NAMED_AT_ONCE:
+            return count
 
 
 async def pause(app_id: UUID, until_ms: int, code: int) -> None:
@@ -313,6 +399,7 @@ async def unscoped_take_senders(key: SecretKey, now_ms: int, limit: int) -> list
             row["uuid"],
             row["email"],
             row["fbid"],
+            row["person"],
             until,
             TokenState(token["state"]),
             token["fbid"],
@@ -325,17 +412,16 @@ async def unscoped_take_senders(key: SecretKey, now_ms: int, limit: int) -> list
 
 
 async def told(senders: Collection[Sender]) -> None:
-    """They learnt of it: forget who they were."""
-    await TokenSender.update(
-        {
-            TokenSender.told: True,
-            TokenSender.due_at: None,
-            TokenSender.visitor: None,
-            TokenSender.uuid: None,
-            TokenSender.email: None,
-            TokenSender.fbid: None,
-        }
-    ).where(TokenSender.key.is_in([each.key for each in senders]))
+    """They learnt of it: forget who they were, unless there is more to come."""
+    who = (TokenSender.visitor, TokenSender.uuid, TokenSender.email, TokenSender.fbid, TokenSender.person)
+    for last in (True, False):
+        keys = [each.key for each in senders if (each.state != TokenState.WAITING) == last]
+        if keys:
+            gone = dict.fromkeys(who) if last else {}
+            # What was found out meanwhile made them due once more.
+            await TokenSender.update({TokenSender.told: last, TokenSender.due_at: None, **gone}).where(
+                TokenSender.key.is_in(keys), TokenSender.due_at == next(each.until for each in senders)
+            )
 
 
 async def unscoped_any() -> bool:
@@ -362,6 +448,7 @@ async def forget(
     app_id: UUID,
     before_ms: int,
     *,
+    persons: Collection[bytes] = (),
     visitors: Collection[bytes] = (),
     hit_ids: Collection[bytes] = (),
     uuids: Collection[str] = (),
@@ -375,7 +462,7 @@ async def forget(
     async with transaction():
         sent = (TokenSender.app_id == app_id) & (TokenSender.received_at < before_ms)
         keys: set[bytes] = set()
-        for mentions in _sent_by(visitors, hit_ids, uuids, emails, fbids):
+        for mentions in _sent_by(persons, visitors, hit_ids, uuids, emails, fbids):
             rows = await TokenSender.select(TokenSender.token).where(sent, mentions)
             keys |= {row["token"] for row in rows}
         if fbids:
@@ -391,6 +478,7 @@ async def forget(
 
 
 def _sent_by(
+    persons: Collection[bytes],
     visitors: Collection[bytes],
     hit_ids: Collection[bytes],
     uuids: Collection[str],
@@ -399,6 +487,7 @@ def _sent_by(
 ) -> Iterator[Any]:
     """Conditions of which one holds if a sender is one of these; each names a part, since they may be many."""
     for column, values in (
+        (TokenSender.person, list(persons)),
         (TokenSender.visitor, list(visitors)),
         (TokenSender.hit_id, list(hit_ids)),
         (TokenSender.uuid, list(uuids)),
@@ -409,27 +498,15 @@ def _sent_by(
             yield column.is_in(values[start : start + _NAMED_AT_ONCE])
 
 
-async def waiting_since(
-    app_id: UUID,
-    visitors: Collection[bytes],
-    uuids: Collection[str],
-    emails: Collection[str],
-    fbids: Collection[str],
-) -> list[int]:
-    """When the tokens came, in ms, that somebody sent who is all these, and of which they have yet to hear.
-
-    Not those that were sent with an identifier of somebody else's by the same visitor.
-    """
-    own = {None, *uuids}, {None, *emails}, {None, *fbids}
-    found: dict[bytes, int] = {}
-    for mentions in _sent_by(visitors, (), uuids, emails, fbids):
-        rows = await TokenSender.select(
-            TokenSender.key, TokenSender.received_at, TokenSender.uuid, TokenSender.email, TokenSender.fbid
-        ).where(TokenSender.app_id == app_id, TokenSender.told.eq(False), mentions)
-        for row in rows:
-            if all(row[name] in values for name, values in zip(("uuid", "email", "fbid"), own, strict=True)):
-                found[row["key"]] = row["received_at"]
-    return sorted(found.values())
+async def waiting_since(app_id: UUID, persons: Collection[UUID]) -> list[int]:
+    """When the tokens came, in ms, that somebody sent who is all these persons, and whose state is yet to be told."""
+    found: list[int] = []
+    for mine in _sent_by([each.bytes for each in persons], (), (), (), (), ()):
+        rows = await TokenSender.select(TokenSender.received_at).where(
+            TokenSender.app_id == app_id, TokenSender.told.eq(False), mine
+        )
+        found += [row["received_at"] for row in rows]
+    return sorted(found)
 
 
 async def forget_app(app_id: UUID) -> None:

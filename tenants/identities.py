@@ -27,7 +27,7 @@ PersonState = tuple[int, int, int, bytes | None] | None
 class Sighting(msgspec.Struct, array_like=True, gc=False):
     """What an event says of who it was. Ids have 16 bytes, `at` is when it came, in ms, `email` is lower case.
 
-    `new_visitor`: the cookie was made for this hit.
+    `new_visitor`: the cookie was made for this hit. `of` is whose event it was, where `fbid` was only learnt later.
     """
 
     hit_id: bytes
@@ -38,6 +38,7 @@ class Sighting(msgspec.Struct, array_like=True, gc=False):
     uuid: str | None = None
     email: str | None = None
     fbid: str | None = None
+    of: bytes | None = None
 
     def identifiers(self) -> Identifiers:
         """What it tells of, without the cookie."""
@@ -151,7 +152,7 @@ class Persons:
             key = owned
         if hit.fbid is not None:
             owned = self.owners[FBID_KIND].get(hit.fbid)
-            if owned is None or (key is not None and owned != key):
+            if owned is None or hit.of is not None or (key is not None and owned != key):
                 return None
             key = owned
         assert key is not None
@@ -166,6 +167,8 @@ class Persons:
 
     def place(self, hit: Sighting) -> Entry:
         """Whose the hit is. Call it in the order the hits came."""
+        if hit.of is not None:
+            return self._place_learnt(hit, hit.of)
         told = hit.identifiers()
         if not told:
             held = self.visitors.get(hit.visitor)
@@ -191,6 +194,41 @@ class Persons:
             if owned != key and not self._differ(owned, key, kind):
                 key = self._merge(owned, key, entry)
         entry.person = entry.stored = self._place_visitor(hit, key, entry)
+        self.changed_identifiers.update(entry.identifiers)
+        self.changed_persons.update(entry.persons)
+        return entry
+
+    def _place_learnt(self, hit: Sighting, of: bytes) -> Entry:
+        """As `place` where the event is somebody's already, and only the fbid is news.
+
+        Whoever logged in with the cookie meanwhile keeps it, and what they do is theirs.
+        """
+        assert hit.fbid is not None
+        entry = Entry(hit, b"", b"", [], persons={})
+        key = before = self.root(of)
+        owned = self.owners[FBID_KIND].get(hit.fbid)
+        if owned is None:
+            person = self._changing(key, entry)
+            if not person.size:  # an anonymous visitor
+                person.known_at = hit.at
+                self.began_as_visitors.add(key)
+            entry.identifiers.append((FBID_KIND, hit.fbid))
+            self.owners[FBID_KIND][hit.fbid] = key
+            person.kinds |= 1 << FBID_KIND
+            person.size += 1
+        elif (owned := self.root(owned)) != key:
+            if key not in self.persons or not self._differ(owned, key, FBID_KIND):
+                self._changing(key, entry)
+                key = self._merge(owned, key, entry)
+            elif hit.uuid is None and hit.email is None:
+                # The event itself told of nobody, so it is the other one's.
+                key = owned
+        held = self.visitors.get(hit.visitor)
+        if (of == hit.visitor) if held is None else (key != before == self.root(held)):
+            entry.visitor_moved, entry.visitor_of = True, held
+            self.visitors[hit.visitor] = key
+            self.changed_visitors.add(hit.visitor)
+        entry.person = entry.stored = key
         self.changed_identifiers.update(entry.identifiers)
         self.changed_persons.update(entry.persons)
         return entry

@@ -121,7 +121,8 @@ async def identify(
 
 
 def _is_forgotten(hit: Sighting, forgotten: ForgottenKeys) -> bool:
-    return forgotten.covers(hit.app, hit.at, hit.visitor, hit.uuid, hit.email, hit.fbid)
+    told = hit.uuid, hit.email, hit.fbid
+    return any(forgotten.covers(hit.app, hit.at, id, *told) for id in (hit.visitor, hit.of) if id is not None)
 
 
 def shared() -> bool:
@@ -130,14 +131,18 @@ def shared() -> bool:
 
 
 async def learn(hit: Sighting, now_ms: int) -> UUID | None:
-    """Place what was found out of a hit's person afterwards, as the newest there is; returns the person's id."""
+    """Place the fbid that was found out afterwards of the person `hit.of`; returns who they are in the end.
+
+    None where they were deleted since.
+    """
+    assert hit.of is not None
     (person,) = await identify([hit], "", "", False, now_ms)
     if not person:
         return None
-    if hit.uuid is None and hit.email is None:
+    if hit.uuid is None and hit.email is None and (hit.of == hit.visitor or hit.of != person):
         # The event itself told of nobody: it is to say now that somebody is known, or they would be in no list.
         at = int.from_bytes(hit.hit_id[:6], "big")
-        row = (hit.hit_id, at, hit.app + hit.visitor, hit.app + person, now_ms)
+        row = (hit.hit_id, at, hit.app + hit.of, hit.app + person, now_ms)
         async with transaction():
             await bulk.put(Reattribution, _MOVED_COLUMNS, [row])
     return UUID(bytes=person)
@@ -214,12 +219,15 @@ async def _place_all(
         of_app = _of_app(placing)
     for app, of_one in of_app.items():
         newest[app] = max(newest[app], of_one[-1].at)
+    # What is learnt comes alone: a digest's hits are not looked through for it.
+    learnt = {hit.app + hit.of for hit in hits if hit.of is not None} if len(hits) == 1 else set[bytes]()
     undone, sections = await _later({app: of_one[0] for app, of_one in of_app.items()})
     if undone:
-        placing += [entry.hit for entry in undone]
+        # First, since what is learnt of a hit comes after the hit itself.
+        placing = [entry.hit for entry in undone] + placing
         placing.sort(key=_PLACE)
         of_app = _of_app(placing)
-    await _load(apps, of_app, undone)
+    await _load(apps, of_app, undone, learnt)
     for entry in reversed(undone):
         apps[entry.hit.app].take_back(entry)
     stored = {entry.hit.hit_id: entry.stored for entry in undone}
@@ -290,7 +298,7 @@ async def _later(earliest: dict[bytes, Sighting]) -> tuple[list[Entry], dict[byt
     if not later:
         return undone, kept
     sections = await IdentitySection.objects().where(IdentitySection.id.is_in(later))
-    for section in sorted(sections, key=lambda section: section.first):
+    for section in sorted(sections, key=attrgetter("first", "id")):
         for entry in _decode_entries(section.entries):
             app = entry.hit.app
             if _PLACE(entry.hit) < _PLACE(earliest[app]):
@@ -302,8 +310,10 @@ async def _later(earliest: dict[bytes, Sighting]) -> tuple[list[Entry], dict[byt
     return undone, kept
 
 
-async def _load(apps: dict[bytes, Persons], of_app: dict[bytes, list[Sighting]], undone: list[Entry]) -> None:
-    """Have `apps` know all that these hits are about."""
+async def _load(
+    apps: dict[bytes, Persons], of_app: dict[bytes, list[Sighting]], undone: list[Entry], learnt: set[bytes]
+) -> None:
+    """Have `apps` know all that these hits are about, and the persons of whom something is learnt."""
     identifiers: list[bytes] = []
     visitors: set[bytes] = set()
     for app, hits in of_app.items():
@@ -328,7 +338,7 @@ async def _load(apps: dict[bytes, Persons], of_app: dict[bytes, list[Sighting]],
         if entry.visitor_moved and entry.hit.visitor not in (known := apps[entry.hit.app]).visitors:
             known.visitors[entry.hit.visitor] = None
             visitors.add(entry.hit.app + entry.hit.visitor)
-    wanted: set[bytes] = set()
+    wanted = set(learnt)
     for key, person in await bulk.find(Identifier, ("key", "person"), "key", identifiers):
         apps[key[:16]].owners[key[16]][key[17:].decode(errors="surrogatepass")] = person[16:]
         wanted.add(person)
@@ -340,7 +350,8 @@ async def _load(apps: dict[bytes, Persons], of_app: dict[bytes, list[Sighting]],
     for entry in undone:
         app = entry.hit.app
         states = [state[3] for state in entry.persons.values() if state is not None]
-        wanted.update(app + key for key in (*entry.persons, *states, entry.visitor_of) if key is not None)
+        others = (*entry.persons, *states, entry.visitor_of, entry.hit.of)
+        wanted.update(app + key for key in others if key is not None)
     while wanted := {key for key in wanted if key[16:] not in apps[key[:16]].persons}:
         found = await bulk.find(tables.Person, _PERSON_COLUMNS, "key", list(wanted))
         wanted = set[bytes]()

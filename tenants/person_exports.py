@@ -58,13 +58,7 @@ async def export_person(app: App, store: Store, person: UUID, now: datetime) -> 
         {**values, "nobody": str(NOBODY)},
         app.tenant,
     )
-    waiting = await waiting_since(
-        app.id,
-        [UUID(str(row["id"])).bytes for row in visitors],
-        found.uuids if found else [],
-        found.emails if found else [],
-        found.fbids if found else [],
-    )
+    waiting = await waiting_since(app.id, ids)
     about = {
         "id": person,
         "known_at": found and found.known_at,

@@ -155,7 +155,7 @@ class Deletion(Table):
     """A person who was deleted: the receipt, with how much of what went, and nothing of theirs.
 
     `asked_by` is a user's name, an API key's prefix or the command line. `work` tells what is still to be looked for
-    (see deletions.py); null when all is gone, which was at `done_at`.
+    (see deletions.py), the last time at `looked_at` (ms); null when all is gone, which was at `done_at`.
     """
 
     id = UUID(primary_key=True, default=UUID4())
@@ -170,6 +170,7 @@ class Deletion(Table):
     rejections = BigInt(default=0)
     done_at = Timestamptz(null=True, default=None)
     work = Bytea(null=True, default=None, secret=True)
+    looked_at = BigInt(default=0)
 
 
 class Revision(Table):
@@ -320,7 +321,7 @@ class AccessToken(Table):
 
 
 class TokenSender(Table):
-    """Who sent an access token: of a visitor with the same identifiers the first hit.
+    """Who sent an access token: of a visitor with the same identifiers the first hit, and the person it is of.
 
     `key` is app id and a keyed hash of all that. `due_at` (ms): what became of the token is to be told to the person
     then; the row stays, without what says who it was, so that nobody is told again.
@@ -335,6 +336,7 @@ class TokenSender(Table):
     uuid = Text(null=True, default=None)
     email = Text(null=True, default=None)
     fbid = Text(null=True, default=None)
+    person = Bytea(null=True, default=None, index=True)
     told = Boolean(default=False)
     due_at = BigInt(null=True, default=None)
 

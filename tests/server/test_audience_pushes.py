@@ -4,6 +4,7 @@
 import asyncio
 import hashlib
 import json
+import random
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -322,6 +323,21 @@ async def test_a_run_waits_and_goes_on_where_it_was(
     assert [row[0] for row in graph.audiences["123456"]] == wanted
     assert [each.session["batch_seq"] for each in graph.asked] == [1, 2, 2, 3]
     assert (run.people, run.sent, run.error, bool(run.finished_at)) == (25, 25, "", True)
+
+
+async def test_a_wait_is_counted_from_the_answer_of_a_long_run(
+    graph: GraphStandIn, pusher: AudiencePusher, shop: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await people(shop, 25)
+
+    def least(low: float, _high: float) -> float:
+        return low
+
+    monkeypatch.setattr(random, "uniform", least)
+    graph.next("users", Answer(seconds=0.6), Answer(code=17, seconds=0.6))
+    run = await push(pusher, await audience_of(shop))
+    assert run.due_at is not None
+    assert run.due_at / 1000 - NOW.timestamp() >= 30 + 1.2
 
 
 async def test_nearly_used_up_a_run_rests_between_batches(

@@ -42,7 +42,7 @@ from server.digest import (
 from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable
 from server.journal import Backlog, Hit, HitTuple, Segment, encode_frame, segment_sizes
 from server.routes import Routes
-from tenants import access_tokens, apps, event_ids
+from tenants import access_tokens, apps, event_ids, people
 from tenants.deletions import delete_person
 from tenants.event_ids import Claim
 from tenants.events import COLUMNS, OUTCOMES, Row
@@ -63,7 +63,9 @@ class Crash(BaseException):
 class Store:
     """An event store that remembers tokens as ClickHouse does, is away, refuses rows, or dies with its caller."""
 
-    tables: dict[str, list[Row]] = field(default_factory=lambda: {"events": [], "rejections": [], "traffic": []})
+    tables: dict[str, list[Row]] = field(
+        default_factory=lambda: {"events": [], "rejections": [], "traffic": [], "person_aliases": []}
+    )
     # (table, token) -> rows
     tokens: dict[tuple[str, str], list[Row]] = field(default_factory=dict[tuple[str, str], list[Row]])
     refuse: Callable[[str, Row], bool] = lambda _table, _row: False
@@ -945,21 +947,23 @@ def crash_on(shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
         "forget": (State, "forget"),
         "claim": (event_ids, "claim"),
         "keep": (access_tokens, "keep"),
+        "identify": (people, "identify"),
+        "told": (people, "told"),
         "remove": (module, "remove_if_done"),
     }[what]
     real: Any = getattr(owner, name)
 
-    def dying(*arguments: Any) -> Any:
+    def dying(*arguments: Any, **named: Any) -> Any:
         if when == "before":
             die(what)
-        result = real(*arguments)
+        result = real(*arguments, **named)
         die(what)
         return result
 
-    async def dying_later(*arguments: Any) -> Any:
+    async def dying_later(*arguments: Any, **named: Any) -> Any:
         if when == "before":
             die(what)
-        result = await real(*arguments)
+        result = await real(*arguments, **named)
         die(what)
         return result
 
@@ -991,6 +995,42 @@ async def test_killed_at_any_step_an_access_token_is_kept_once(
     assert taken.token == "EAABsecret"
     assert await TokenSender.count() == 1
     assert "EAAB" not in repr(shop.store.tables)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        f"{when} {what}"
+        for what in ("begin", "identify", "person_aliases", "told", "events", "finish")
+        for when in ("before", "after")
+    ],
+)
+async def test_killed_at_any_step_of_a_merge_persons_are_the_same(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A visitor logs in as somebody who is known: what they did before is that person's, exactly once."""
+    ann = "&params=" + quote('{"email": "ann@example.org"}')
+
+    def of(visitor: bytes, query: str) -> HitTuple:
+        hit = shop.hit(query)
+        return (*hit[:4], visitor * 16, *hit[5:])
+
+    shop.segment([of(b"v", "event_token=view"), of(b"x", "event_token=other")])
+    await shop.digest()
+    shop.segment(
+        [of(b"w", f"event_token=signup{ann}"), of(b"v", f"event_token=login{ann}"), of(b"v", "event_token=buy")]
+    )
+    crash_on(shop, monkeypatch, step)
+    await shop.crash()
+    shop.segment([of(b"w", "event_token=later")])
+    await shop.digest()
+    assert shop.store.events() == ["buy", "later", "login", "other", "signup", "view"]
+    assert await people.unscoped_untold() == []
+    into = {row[1]: row[2] for row in sorted(shop.store.tables["person_aliases"], key=lambda row: row[3])}
+    persons = {row[4]: row[-2] for row in shop.store.tables["events"]}
+    assert into.keys() == {persons["view"]}
+    assert len({into.get(person, person) for token, person in persons.items() if token != "other"}) == 1
+    assert persons["other"] == int.from_bytes(b"x" * 16)
 
 
 @pytest.mark.parametrize("writer", ["gone", "going on"])

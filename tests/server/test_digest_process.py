@@ -36,6 +36,7 @@ from server.digest_process import (
     _from_parent,
     _Parent,
     _read,
+    _remove_leftovers,
 )
 from server.event_store import EventStore, EventStoreRefused, EventStoreUnavailable
 from tenants.events import Row
@@ -502,3 +503,12 @@ def test_figures_after_those_of_an_earlier_process(
     now: DigestFigures, before: DigestFigures, sum_of_both: DigestFigures
 ) -> None:
     assert now.after(before) == sum_of_both
+
+
+def test_what_killed_digests_left_is_removed_once_nobody_writes_it(tmp_path: Path) -> None:
+    old = time.time() - module._LEFT_SECONDS - 1
+    for name, age in (("1.native", old), ("2.native", time.time()), ("report.csv", old)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    _remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2.native", "report.csv"]

@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,8 @@ from tenants import facebook
 from tenants import people as people_module
 from tenants.access_tokens import LEASE_MS, TOKEN_MS, WaitingToken, keep, retry_now, waiting
 from tenants.apps import create_app, delete_app
+from tenants.deletions import delete_person
+from tenants.identifiers import known
 from tenants.identities import Sighting
 from tenants.secrets import SecretKey
 from tenants.tables import AccessToken, App, Tenant, TokenSender
@@ -80,7 +83,7 @@ async def shop(alice: Tenant) -> App:
     return app
 
 
-async def sent(app: App, token: str = TOKEN, hit: int = 1, visitor: bytes = ANN, at: int = NOW, **who: str) -> None:
+async def sent(app: App, token: str = TOKEN, hit: int = 1, visitor: bytes = ANN, at: int = NOW, **who: Any) -> None:
     await keep(KEY, [WaitingToken(app.id, token, hit.to_bytes(16), at, visitor, **who)], at)
 
 
@@ -186,7 +189,7 @@ async def test_an_expired_token_is_given_up_and_the_person_says_so(
     await sent(shop, fbid="99")
     graph.next("me", Answer(code=190))
     await settle(resolver)
-    assert people.learnt == [(ANN, None, "99")]
+    assert people.learnt == []
     assert await properties(event_store, shop) == {"facebook_state": "expired"}
     assert await erased()
     await sent(shop, hit=2, visitor=BOB)
@@ -511,13 +514,20 @@ async def test_while_the_audience_id_waits_the_user_is_not_asked_for_again(
     graph.user(TOKEN, "123", name="Ann")
     graph.next("custom_audience_third_party_id", Answer(code=613), Answer(status=500), last)
     await sent(shop)
-    for now in (NOW, NOW + 45_000, NOW + 45_000 + 90_000):
+    await settle(resolver)
+    # Whose it is, the person learns at once.
+    assert people.learnt == [(ANN, None, "123")]
+    assert await properties(event_store, shop) == {"facebook_name": "Ann"}
+    assert not await erased()
+    for now in (NOW + 45_000, NOW + 45_000 + 90_000):
         await settle(resolver, now)
     assert (graph.count("me"), graph.count("custom_audience_third_party_id")) == (1, 3)
-    assert people.learnt == [(ANN, None, "123")]
+    assert people.learnt == [(ANN, None, "123")] * 2
     found = await properties(event_store, shop)
     assert found["facebook_name"] == "Ann"
+    assert found["facebook_state"] == ("resolved" if last.code is None else "expired")
     assert ("custom_audience_id" in found) == (last.code is None)
+    assert await erased()
 
 
 async def test_what_graph_refuses_for_good_is_given_up(
@@ -564,11 +574,12 @@ async def test_no_token_is_logged_whatever_graph_says(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     for n, answer in enumerate(
-        [Answer(code=190), Answer(code=10), Answer(code=613), Answer(status=500), Answer(status=0)]
+        [Answer(code=190), Answer(code=10), Answer(code=613), Answer(status=500), Answer(status=0), Answer()]
     ):
         graph.next("me", answer)
+        graph.user(f"{TOKEN}{n}", "123")
         await sent(shop, f"{TOKEN}{n}", n)
-    people.broken = {n.to_bytes(16) for n in range(9)}
+    people.broken = {n.to_bytes(16) for n in range(10)}
     with structlog.testing.capture_logs() as logged:
         await settle(TokenResolver(event_store, client, KEY))
     assert logged == [{"event": "access tokens wait to be resolved", "error": "RuntimeError", "log_level": "warning"}]
@@ -585,3 +596,94 @@ async def test_an_error_says_its_code_and_nothing_else(graph: GraphStandIn, clie
         assert str(error) == f"Graph error {answer.code or 0}"
         assert error.__cause__ is None
         assert error.__suppress_context__ or error.__context__ is None
+
+
+async def test_who_is_deleted_while_facebook_is_asked_is_not_named_again(
+    graph: GraphStandIn,
+    resolver: TokenResolver,
+    people: People,
+    event_store: EventStore,
+    shop: App,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither under the identifier that the hit had nor under the browser's cookie."""
+    graph.user(TOKEN, "123", name="Ann")
+    graph.user(f"{TOKEN}2", "456", name="Bob")
+    for n, (visitor, email) in enumerate(((ANN, "ann@example.org"), (BOB, "bob@example.org"))):
+        hit = Sighting(n.to_bytes(16), NOW - HOUR, shop.id.bytes, visitor, email=email)
+        assert await people_module.identify([hit], "", "", False, NOW - HOUR)
+    await sent(shop, hit=7, email="ann@example.org", person=ANN)
+    await sent(shop, hit=8, person=ANN)
+    await sent(shop, f"{TOKEN}2", hit=9, visitor=BOB, person=BOB)
+    learn, deleted = people.learn, list[bool]()
+
+    async def late(hit: Sighting, now_ms: int) -> UUID | None:
+        # After it was looked whom to tell, before they are told.
+        if not deleted:
+            deleted.append(True)
+            await delete_person(shop, UUID(bytes=ANN), "Alice", datetime.fromtimestamp(NOW / 1000 + 1, UTC))
+        return await learn(hit, now_ms)
+
+    monkeypatch.setattr(people_module, "learn", late)
+    await settle(resolver, NOW + 2_000)
+    assert deleted
+    assert graph.count("me") == 2
+    assert await properties(event_store, shop) == {}
+    assert (await properties(event_store, shop, BOB))["facebook_name"] == "Bob"
+    assert (await known(shop, [UUID(bytes=ANN), UUID(bytes=BOB)])).keys() == {UUID(bytes=BOB)}
+
+
+async def test_a_token_that_waits_for_a_resting_app_is_erased_after_seven_days_too(
+    graph: GraphStandIn, event_store: EventStore, client: Graph, shop: App
+) -> None:
+    """And its last minutes do not cut the app's rest short."""
+    await sent(shop, "T1", hit=1)
+    await sent(shop, "T2", hit=2, visitor=BOB, at=NOW + HOUR)
+    usage = {"X-Business-Use-Case-Usage": '{"1": [{"estimated_time_to_regain_access": 1440}]}'}
+    graph.next("me", *[Answer(code=4, headers=usage)] * 2)
+    late = NOW + TOKEN_MS - MINUTE
+    await settle(TokenResolver(event_store, client, KEY), late)
+    until, code = await facebook.graph_state(shop)
+    assert code == 4
+    assert until >= late + 24 * HOUR
+    # Another process, since one looks for old ones every few minutes.
+    await settle(TokenResolver(event_store, client, KEY), NOW + TOKEN_MS)
+    assert graph.count("me") == 2
+    assert await properties(event_store, shop) == {"facebook_state": "unresolved"}
+    assert [row["sealed"] is None for row in await AccessToken.select().order_by(AccessToken.received_at)] == [
+        True,
+        False,
+    ]
+
+
+async def test_what_nobody_could_be_asked_about_is_asked_again_when_it_is_sent_again(
+    graph: GraphStandIn, event_store: EventStore, client: Graph, shop: App
+) -> None:
+    """Once a day at most, though it comes with every hit; one that had expired is not."""
+    graph.next("me", Answer(code=10), Answer(code=10))
+    for hit, at in ((1, NOW), (2, NOW + HOUR), (3, NOW + 25 * HOUR), (4, NOW + 26 * HOUR)):
+        await sent(shop, hit=hit, at=at)
+        await settle(TokenResolver(event_store, client, KEY), at)
+    assert graph.count("me") == 2
+    assert await properties(event_store, shop) == {"facebook_state": "refused"}
+    graph.user(TOKEN, "123", name="Ann")
+    await sent(shop, hit=5, at=NOW + 51 * HOUR)
+    await settle(TokenResolver(event_store, client, KEY), NOW + 51 * HOUR)
+    found = await properties(event_store, shop)
+    assert (found["facebook_state"], found["facebook_name"]) == ("resolved", "Ann")
+    graph.next("me", Answer(code=190))
+    for hit, at in ((6, NOW), (7, NOW + 70 * HOUR)):
+        await sent(shop, "T2", hit=hit, visitor=BOB, at=at)
+        await settle(TokenResolver(event_store, client, KEY), at)
+    assert graph.count("me") == 4
+
+
+@pytest.mark.parametrize("code", [190, 10])
+async def test_an_app_rests_whatever_became_of_the_call(
+    graph: GraphStandIn, resolver: TokenResolver, shop: App, code: int
+) -> None:
+    graph.next("me", Answer(code=code, headers={"X-App-Usage": '{"call_count": 99}'}))
+    await sent(shop)
+    await settle(resolver)
+    until, _ = await facebook.graph_state(shop)
+    assert until >= NOW + MINUTE

@@ -42,7 +42,7 @@ NOW = 1_800_000_000_000
 ANN, BOB = b"a" * 16, b"b" * 16
 
 
-def sent(token: str, hit: int, app: UUID = SHOP, visitor: bytes = ANN, at: int = NOW, **who: str) -> WaitingToken:
+def sent(token: str, hit: int, app: UUID = SHOP, visitor: bytes = ANN, at: int = NOW, **who: Any) -> WaitingToken:
     return WaitingToken(app, token, hit.to_bytes(16), at, visitor, **who)
 
 
@@ -129,7 +129,7 @@ async def test_who_takes_one_has_it_until_the_lease_ends(database: Database) -> 
     assert quick.attempts == 2
     # The slow one's answer counts no more: who has it now may say otherwise.
     assert not await give_up(slow, TokenState.EXPIRED, NOW)
-    await later(slow, KEY, NOW, None, Profile())
+    await later(slow, KEY, NOW, None, Profile(), NOW)
     assert await resolved(quick, KEY, "123", Profile(), NOW)
     assert not await resolved(quick, KEY, "124", Profile(), NOW)
     assert (await senders())[0].resolved_fbid == "123"
@@ -139,7 +139,7 @@ async def test_who_takes_one_has_it_until_the_lease_ends(database: Database) -> 
 
 async def test_later_keeps_what_is_known(database: Database) -> None:
     await keep(KEY, [sent("T", 1)], NOW)
-    await later(await take_one(), KEY, NOW + 500, "123", Profile("Ann"))
+    await later(await take_one(), KEY, NOW + 500, "123", Profile("Ann"), NOW)
     assert await take(SHOP, KEY, NOW + 499, 10) == []
     taken = await take_one(now=NOW + 500)
     assert (taken.token, taken.fbid, taken.profile) == ("T", "123", Profile("Ann"))
@@ -193,7 +193,7 @@ async def test_what_an_app_waits_for_is_counted_and_tried_at_once_when_asked(ali
     await keep(KEY, [sent("T", 1, app=shop.id), sent("U", 2, app=shop.id), sent("T", 3, app=other.id)], NOW)
     for app in (shop, other):
         for taken in await take(app.id, KEY, NOW, 10):
-            await later(taken, KEY, NOW + 10 * LEASE_MS, None, Profile())
+            await later(taken, KEY, NOW + 10 * LEASE_MS, None, Profile(), NOW)
         await pause(app.id, NOW + 10 * LEASE_MS, 4)
     assert (await waiting(shop), await waiting(other)) == (2, 1)
     await retry_now(shop, NOW)

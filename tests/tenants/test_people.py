@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from server.database import Database
 from server.journal import hit_id
 from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, unscoped_roots
 from tenants.identities import Sighting
-from tenants.people import WINDOW_MS, Memory, identify, told, unscoped_untold
+from tenants.people import WINDOW_MS, Memory, identify, learn, told, unscoped_untold
 from tenants.tables import Identifier, Person, Reattribution, Visitor
 
 BEGAN = 1_700_000_000_000
@@ -115,11 +116,11 @@ async def digest(batches: Sequence[Sequence[Sighting]]) -> list[bytes]:
 
 
 async def digested(
-    batch: Sequence[Sighting], journal: str, name: str, memory: Memory | None = None
+    batch: Sequence[Sighting], journal: str, name: str, memory: Memory | None = None, in_order: bool = False
 ) -> dict[bytes, bytes]:
     """The key of the person as whose each hit is stored."""
     known = [hit for hit in batch if not hit.new_visitor or hit.uuid or hit.email or hit.fbid]
-    placed = await identify(known, journal, name, False, BEGAN, memory=memory)
+    placed = await identify(known, journal, name, False, BEGAN, memory=memory, in_order=in_order)
     persons = {hit.hit_id: person for hit, person in zip(known, placed, strict=True)}
     return {hit.hit_id: hit.app + (persons.get(hit.hit_id) or hit.visitor) for hit in batch}
 
@@ -146,6 +147,61 @@ async def test_a_story_however_it_is_digested(database: Database, story: str, ex
     assert told_apart(await digest([[hit] for hit in sightings(story)])) == expected
     hits = sightings(story)
     assert told_apart(await digest([list(reversed(hits))])) == expected
+
+
+@pytest.mark.parametrize(("story", "expected"), [each[1:] for each in STORIES], ids=[each[0] for each in STORIES])
+async def test_a_story_on_one_machine(database: Database, story: str, expected: str) -> None:
+    """Which remembers persons from batch to batch and mostly knows that hits are in order."""
+    del database
+    for size, modes in ((99, [True]), (1, [True]), (2, [True]), (1, [False, True]), (2, [True, False]), (1, [False])):
+        hits, memory = sightings(story), Memory()
+        stored: dict[bytes, bytes] = {}
+        for number, start in enumerate(range(0, len(hits), size)):
+            in_order = modes[number % len(modes)]
+            stored |= await digested(hits[start : start + size], "journal", f"{start}", memory, in_order)
+        assert told_apart(await in_the_end(stored)) == expected, (size, modes)
+
+
+# (name, hits before, the hit with the token, hits before Facebook told that its user is 9, hits after; whose all of
+# them are in the end).
+LEARNT = [
+    ("a visitor is known by it", "cA", "cA", "", "cA / f9 cB", "aaaa"),
+    ("it is the person's who was logged in", "eann cA", "cA", "", "cA / f9 cB", "aaaa"),
+    ("also if it came with the login", "", "eann cA", "cA", "f9 cB", "aaa"),
+    ("whoever logged in meanwhile keeps the browser", "", "eann cA", "ebob cA", "cA / f9 cB / ebob cC", "abbab"),
+    ("and learns nothing of it", "eann cA", "cA", "ebob cA", "cA / f9 cB / eann cC", "aabbaa"),
+    ("a visitor who logged in meanwhile is that person", "cA", "cA", "eann cA", "f9 cB / eann cC", "aaaaa"),
+    ("also where somebody else came after them", "cA", "cA", "eann cA / ebob cA", "f9 cB / cA", "aaabab"),
+    ("its user was known: they were one all along", "f9 cB", "cA", "", "cA / cB", "aaaa"),
+    ("also with an e-mail", "f9 cB", "eann cA", "", "cB / eann cC", "aaaa"),
+    ("its user has another e-mail: the hit is theirs", "eann cA / ebob f9 cB", "cA", "", "cA / eann cC", "abbba"),
+    ("but not if the hit told another", "ebob f9 cB", "eann cA", "", "cA / f9 cC", "abba"),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "sent", "meanwhile", "after", "expected"),
+    [each[1:] for each in LEARNT],
+    ids=[each[0] for each in LEARNT],
+)
+@pytest.mark.parametrize("step_ms", [30, 60_000])
+async def test_what_facebook_tells_is_learnt_by_whose_event_it_was(
+    database: Database, before: str, sent: str, meanwhile: str, after: str, expected: str, step_ms: int
+) -> None:
+    """However long it takes to tell."""
+    del database
+    parts = [part for part in (before, sent, meanwhile, after) if part]
+    hits = sightings(" / ".join(parts), step_ms)
+    place = len(before.split(" / ")) if before else 0
+    told_at = place + 1 + (len(meanwhile.split(" / ")) if meanwhile else 0)
+    memory, stored = Memory(), dict[bytes, bytes]()
+    for number, hit in enumerate(hits):
+        if number == told_at:
+            token = hits[place]
+            of = stored[token.hit_id][16:]
+            assert await learn(msgspec.structs.replace(token, fbid="9", new_visitor=False, of=of), BEGAN)
+        stored |= await digested([hit], "journal", f"{number}", memory)
+    assert told_apart(await in_the_end(stored)) == expected
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -17,7 +17,7 @@ from tenants import apps, keys
 from tenants.events import event_row
 from tenants.hits import Event, Rejection, decode
 from tenants.tables import App, Tenant
-from web.api import people, records, reports
+from web.api import people, personal_data, records, reports
 from web.api.examples import EXAMPLES
 
 REPORTS = ("totals", "series", "breakdown", "revenue", "traffic", "fields", "retention", "funnel")
@@ -232,7 +232,9 @@ async def test_numbers_of_an_attacker_are_answered(ours: Reader, event_store: Ev
 
 def test_examples_are_answers() -> None:
     names = ("events", "rejections", "people", "person", "person_events", *REPORTS)
-    answers: dict[str, Any] = dict(zip(names, (*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS), strict=True))
+    names += ("export-person", "delete-person", "deletions")
+    parts = (*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS, *personal_data.ANSWERS)
+    answers: dict[str, Any] = dict(zip(names, parts, strict=True))
     assert EXAMPLES.keys() == answers.keys()
     for name, answer in answers.items():
         text = json.dumps(EXAMPLES[name])
@@ -267,6 +269,11 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     ):
         content = document["paths"][f"/api/v1/apps/{{app_token}}/{tail}"]["get"]["responses"]["200"]["content"]
         assert content["application/json"]["example"] == EXAMPLES[name]
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    shown = [operation["operationId"] for operation in operations if '"example"' in json.dumps(operation["responses"])]
+    assert sorted(shown) == sorted(EXAMPLES), "every operation has one"
+    assert len(shown) == len(operations)
+    assert page.count("Example of an answer") == len(operations)
     assert "missing_amount" in page
     assert 'href="/login"' not in page, "somebody logged in would think that they are not"
     assert "/breakdown?field=params.plan" in page

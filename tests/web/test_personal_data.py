@@ -20,6 +20,7 @@ from tenants.identities import Sighting
 from tenants.people import identify
 from tenants.secrets import SecretKey
 from tenants.tables import App, Deletion, Person, Tenant
+from web.api.examples import EXAMPLES
 
 ANN = "ann+news@example.org"
 
@@ -30,13 +31,12 @@ async def ann(shop: App, event_store: EventStore) -> UUID:
     cookie = uuid4()
     at = int((datetime.now(UTC) - timedelta(minutes=1)).timestamp() * 1000)
     rows: list[Any] = []
-    for number, (query, told) in enumerate(
-        (
-            ('event_token=view&params={"page":"/"}', dict[str, str]()),
-            ('event_token=signup&params={"email":"ann%2Bnews@example.org","n":[1,{"a":"\\u00e9\\n"}]}', {"email": ANN}),
-            ('event_token=buy&amount=2500&params={"uuid":7,"n":12345678901234567}', {"uuid": "7"}),
-        )
-    ):
+    sent: list[tuple[str, dict[str, Any]]] = [
+        ('event_token=view&params={"page":"/"}', {}),
+        ('event_token=signup&params={"email":"ann%2Bnews@example.org","n":[1,{"a":"\\u00e9\\n"}]}', {"email": ANN}),
+        ('event_token=buy&amount=2500&params={"uuid":7,"n":12345678901234567}', {"uuid": "7"}),
+    ]
+    for number, (query, told) in enumerate(sent):
         category = "revenue" if "amount" in query else "event"
         found = decode(category, query.encode(), "EUR", privacy=False)
         assert isinstance(found, Event)
@@ -81,6 +81,11 @@ async def test_the_export_has_all_that_is_known(owner: httpx.AsyncClient, shop: 
         *("mail_proxy", "country"),
     }
     assert columns <= view.keys()
+    example = EXAMPLES["export-person"]
+    assert list(example) == list(found)
+    assert list(example["person"]) == list(found["person"])
+    assert list(example["events"][0]) == list(view)
+    assert list(example["properties"][0]) == list(found["properties"][0])
 
 
 async def test_the_export_tells_of_tokens_that_wait_and_not_what_they_are(
@@ -88,14 +93,16 @@ async def test_the_export_tells_of_tokens_that_wait_and_not_what_they_are(
 ) -> None:
     other_shop, _ = await apps.create_app(alice, "Another shop")
     at = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp() * 1000)
-    for app, email, uuid, visitor in (
-        (shop, ANN, None, uuid4()),
-        (shop, None, "7", uuid4()),
-        (shop, None, None, ann),
-        (shop, "bob@example.org", "8", uuid4()),
-        (other_shop, ANN, "7", ann),
+    bob = uuid4()
+    for app, email, visitor, person in (
+        (shop, ANN, uuid4(), ann),
+        (shop, None, uuid4(), ann),
+        (shop, None, ann, ann),
+        # Of hers the browser alone.
+        (shop, "bob@example.org", ann, bob),
+        (other_shop, ANN, ann, ann),
     ):
-        token = WaitingToken(app.id, f"EAAB{at}", uuid4().bytes, at, visitor.bytes, uuid, email, None)
+        token = WaitingToken(app.id, f"EAAB{at}", uuid4().bytes, at, visitor.bytes, email=email, person=person.bytes)
         await keep(SecretKey("a secret of at least 32 characters", "facebook"), [token], at)
         at += 60_000
     reply = await owner.get(f"/apps/{shop.id}/people/{ann}/export")

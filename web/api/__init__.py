@@ -35,6 +35,8 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
         if description := components.get(name, {}).get("description"):
             part["description"] = " ".join(description.split())
     for operations in schema["paths"].values():
-        if "get" in operations and (example := EXAMPLES.get(operations["get"]["operationId"])):
-            operations["get"]["responses"]["200"]["content"]["application/json"]["example"] = example
+        for operation in operations.values():
+            if example := EXAMPLES.get(operation["operationId"]):
+                done = next(answer for status, answer in operation["responses"].items() if status in ("200", "202"))
+                done["content"]["application/json"]["example"] = example
     return schema

@@ -190,6 +190,7 @@ EXAMPLES: dict[str, Any] = {
             "interval": "day",
             "first": "signup",
             "back": None,
+            "new": False,
             "cohorts": [
                 {"start": _BUCKETS[0], "size": 412, "returned": [412, 103], "shares": [1.0, 0.25]},
                 {"start": _BUCKETS[1], "size": 388, "returned": [388], "shares": [1.0]},
@@ -211,6 +212,69 @@ EXAMPLES: dict[str, Any] = {
             "others": None,
         },
     },
+}
+_RECEIPT = {
+    "id": "3f0d8f5e-7a0b-4c64-9c1d-5b6e2a9f4d17",
+    "requested_at": "2026-11-21T14:00:00Z",
+    "asked_by": "API key onepx_3kQ7vd…",
+    "removed": {"persons": 2, "identifiers": 2, "visitors": 1, "properties": 0, "events": 0, "rejections": 0},
+    "done_at": None,
+}
+EXAMPLES["delete-person"] = _RECEIPT
+EXAMPLES["deletions"] = {
+    "deletions": [
+        _RECEIPT
+        | {
+            "removed": {"persons": 2, "identifiers": 2, "visitors": 1, "properties": 2, "events": 2, "rejections": 1},
+            "done_at": "2026-11-21T14:04:31Z",
+        }
+    ]
+}
+EXAMPLES["export-person"] = {
+    "app": "Boots & Blooms",
+    "exported_at": "2026-11-21T14:00:00Z",
+    "person": {
+        "id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",
+        "known_at": "2026-11-21T13:01:47.428Z",
+        "emails": ["ann@example.org"],
+        "uuids": ["4711"],
+        "fbids": [],
+        "visitors": ["6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38"],
+        "merged": ["0c9e5a74-2d61-4b8f-a3d7-8f1b6e42c590"],
+        "access_tokens_waiting_since": [],
+    },
+    "properties": [{"field": "plan", "value": "pro", "received_at": "2026-11-21T13:02:19.310Z"}],
+    "events": [
+        {
+            "app_id": "b7a1f5de-3c02-4d89-8d5e-64f0a1c2e938",
+            "received_at": "2026-11-21T13:02:19.310Z",
+            "id": "01a1fe33-54ae-7c41-9a10-2f6b8d0c4e71",
+            "category": "revenue",
+            "event_token": "purchase",
+            "amount": 2500,
+            "currency": "EUR",
+            "event_id": "order-3571",
+            "params": {"plan": "pro", "items": 2},
+            "query": "event_token=purchase&amount=2500&event_id=order-3571&params=eyJwbGFuIjoicHJvIiwiaXRlbXMiOjJ9",
+            "warnings": [],
+            "visitor_id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",
+            "person_id": "6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",
+            "identified": True,
+            "email": "",
+            "uuid": "",
+            "fbid": "",
+            "network": "203.0.113.0/24",
+            "user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0",
+            "referrer_host": "shop.example.org",
+            "sec_purpose": "",
+            "browser": "",
+            "os": "",
+            "device": "",
+            "bot": "",
+            "mail_proxy": "",
+            "country": "",
+        }
+    ],
 }
 # The two events there are one person's.
 EXAMPLES["person_events"] = EXAMPLES["events"] | {"next": None}

@@ -1,6 +1,6 @@
 """The people of an app: a list to search, filter and sort, and a page of each one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast, get_args
 from urllib.parse import urlencode
@@ -30,6 +30,7 @@ SORTS: dict[Sort, str] = {
     "revenue": "Most revenue",
 }
 _ORDERS = 10
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class PeopleView(msgspec.Struct, frozen=True):
@@ -161,14 +162,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
     cursor = request.query_params.get("cursor") or None
     timeline = await recent_events(app, store, persons=of.ids, limit=50, cursor=cursor)
     orders = await recent_events(app, store, persons=of.ids, category="revenue", limit=_ORDERS)
-    known = of.known
-    waiting = await waiting_since(
-        app.id,
-        [id.bytes for id in of.ids],
-        known.uuids if known else [],
-        known.emails if known else [],
-        known.fbids if known else [],
-    )
+    waiting = await waiting_since(app.id, of.ids)
     return await render(
         request,
         "app/person.html",
@@ -193,7 +187,20 @@ def _text(value: str) -> str:
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """An event of the API's, with its time and its values as pages show them."""
-    return row | {"received_at": datetime.fromisoformat(row["received_at"]), "params": bytes(row["params"]).decode()}
+    return row | {
+        "received_at": datetime.fromisoformat(row["received_at"]),
+        "values": list(_values(bytes(row["params"]), "")),
+    }
+
+
+def _values(params: bytes, inside: str) -> Iterator[tuple[str, str]]:
+    """The custom values one by one, those within objects by their path, as fields are named (`address.city`)."""
+    for name, value in _fields.decode(params).items():
+        raw = bytes(value)
+        if raw.startswith(b"{") and raw != b"{}":
+            yield from _values(raw, f"{inside}{name}.")
+        else:
+            yield inside + name, _text(raw.decode())
 
 
 handlers = [people_page, person_page]
