@@ -17,6 +17,7 @@ A mutation's text stays on the disk. It names persons and hits by their ids, whi
 # pyright: reportUnknownArgumentType=false
 
 import base64
+import functools
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from uuid import UUID
 import msgspec
 
 from tenants import access_tokens
-from tenants.erasures import TABLES, Found, Store, mutate
+from tenants.erasures import TABLES, Before, Found, Store, mutate
 from tenants.errors import NotFound
 from tenants.events import NOBODY, Queries
 from tenants.forgotten import forget
@@ -45,8 +46,13 @@ from tenants.tables import (
     transaction,
 )
 
-# What one round begins: a mutation reads every part that may hold the person's rows.
+# What one round looks at: a mutation reads every part that may hold the person's rows.
 _AT_ONCE = 20
+# Those of each app in turn, and of one app those first that were never looked at.
+_NEXT = (
+    "SELECT id FROM (SELECT id, looked_at, ROW_NUMBER() OVER (PARTITION BY app_id ORDER BY looked_at, requested_at) "
+    "AS turn FROM deletion WHERE done_at IS NULL) AS pending ORDER BY turn, looked_at LIMIT {}"
+)
 # Rows named one by one in a mutation.
 _NAMED_AT_ONCE = 1_000
 _KEYS_A_STATEMENT = 5_000
@@ -70,6 +76,8 @@ class _Work(msgspec.Struct, array_like=True):
     but: list[UUID]
     # When nothing was left in the event store (seconds); the engine keeps the files for a while.
     gone_at: int | None = None
+    # Of each count of the receipt: what was removed, and what a mutation is to remove that may not have begun.
+    removed: dict[str, tuple[int, int]] = {}
 
 
 async def find_person(app: App, store: Queries, person: str) -> UUID:
@@ -136,6 +144,8 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
             work=msgspec.msgpack.encode(work),
         )
         await deletion.save()
+    # Nobody is to be asked whose they are. Killed before this, it is done with the rest.
+    await _forget_tokens(app.id, work)
     return deletion
 
 
@@ -170,8 +180,12 @@ async def unscoped_work_off(store: Store, digested_until: datetime, now: datetim
     """
     done = 0
     failure: Exception | None = None
-    pending = Deletion.objects().where(Deletion.done_at.is_null()).order_by(Deletion.requested_at).limit(_AT_ONCE)
-    for deletion in await pending:
+    for row in await Deletion.raw(_NEXT, _AT_ONCE):
+        deletion = await Deletion.objects().get(Deletion.id == row["id"])
+        if deletion is None:
+            continue
+        # Before: one that fails has had its turn.
+        await Deletion.update({Deletion.looked_at: int(now.timestamp() * 1000)}).where(Deletion.id == deletion.id)
         try:
             done += await _work_off(store, deletion, digested_until, now)
         except Exception as error:  # whatever it is, the others are not to wait for it
@@ -255,14 +269,38 @@ async def unscoped_off_the_disk() -> None:
 
 async def _work_off(store: Store, deletion: Deletion, digested_until: datetime, now: datetime) -> bool:
     work = msgspec.msgpack.decode(deletion.work or b"", type=_Work)
+    if not await _remove_rows(store, deletion, work, digested_until, now) or await _old_parts(store, work.gone_at or 0):
+        return False
+    ended = (
+        await Deletion.update({Deletion.done_at: now, Deletion.work: None})
+        .where(Deletion.id == deletion.id, Deletion.done_at.is_null())
+        .returning(Deletion.id)
+    )
+    return bool(ended)
+
+
+async def _forget_tokens(app_id: UUID, work: _Work) -> None:
     await access_tokens.forget(
-        deletion.app_id,
+        app_id,
         work.before,
+        persons=[each.bytes for each in work.persons],
         visitors=work.visitors,
         uuids=work.uuids,
         emails=work.emails,
         fbids=work.fbids,
     )
+
+
+async def _remove_rows(store: Store, deletion: Deletion, work: _Work, digested_until: datetime, now: datetime) -> bool:
+    """Begin to remove what there is in the stores; whether nothing is left, and nothing is to come."""
+    await _forget_tokens(deletion.app_id, work)
+
+    async def removing(name: str, rows: int) -> None:
+        """Written down before it begins: killed then, the receipt knows; done again, it counts once."""
+        sure, begun = work.removed.get(name, (0, 0))
+        work.removed[name] = (sure, max(begun, rows))
+        await _write_down(deletion, work)
+
     app = f"app_id = '{deletion.app_id}'"
     persons = _listed(work.persons)
     mark = str(work.persons[0])
@@ -275,33 +313,42 @@ async def _work_off(store: Store, deletion: Deletion, digested_until: datetime, 
         "DELETE",
         f"{old} AND (person_id IN ({persons}){but and f' AND id NOT IN ({but})'}{also and f' OR id IN ({also})'})",
         mark,
+        before=functools.partial(removing, "events"),
     )
-    properties = await mutate(store, "person_properties", "DELETE", theirs, mark, "uniqExact(field)")
+    properties = await mutate(
+        store,
+        "person_properties",
+        "DELETE",
+        theirs,
+        mark,
+        "uniqExact(field)",
+        before=functools.partial(removing, "properties"),
+    )
     merges = f"{app} AND (alias IN ({persons}) OR person IN ({persons})) AND version <= {work.revision}"
     aliases = await mutate(store, "person_aliases", "DELETE", merges, mark)
-    rejections = await _change_mentions(store, work.emails, old, "rejections", "DELETE")
+    rejections = await _change_mentions(
+        store, work.emails, old, "rejections", "DELETE", functools.partial(removing, "rejections")
+    )
     others = await _change_mentions(store, work.emails, old, "events", "UPDATE query = ''")
     addressed = await _change_addressed(store, work.emails, old)
-    # Not from what `deletion` holds: another process may count, too.
-    counts = ((Deletion.events, events), (Deletion.properties, properties), (Deletion.rejections, rejections))
-    for column, found in counts:
-        if found.begun:
-            await Deletion.update({column: column + found.rows}).where(Deletion.id == deletion.id)
-    if any(found.rows for found in (events, properties, aliases, rejections, others, addressed)):
-        return False
-    if deletion.requested_at > digested_until:
-        return False
-    if work.gone_at is None:
+    for name, found in (("events", events), ("properties", properties), ("rejections", rejections)):
+        if name in work.removed and (found.begun or not found.rows):
+            work.removed[name] = (sum(work.removed[name]), 0)
+    gone = not any(found.rows for found in (events, properties, aliases, rejections, others, addressed))
+    if not gone or deletion.requested_at > digested_until:
+        work.gone_at = None
+    elif work.gone_at is None:
         work.gone_at = int(now.timestamp())
-        await Deletion.update({Deletion.work: msgspec.msgpack.encode(work)}).where(Deletion.id == deletion.id)
-    if await _old_parts(store, work.gone_at):
-        return False
-    ended = (
-        await Deletion.update({Deletion.done_at: now, Deletion.work: None})
-        .where(Deletion.id == deletion.id, Deletion.done_at.is_null())
-        .returning(Deletion.id)
+    await _write_down(deletion, work)
+    return work.gone_at is not None
+
+
+async def _write_down(deletion: Deletion, work: _Work) -> None:
+    """How far it is. Not of one that another process ended meanwhile."""
+    counts = {name: sum(counted) for name, counted in work.removed.items()}
+    await Deletion.update({Deletion.work: msgspec.msgpack.encode(work), **counts}).where(
+        Deletion.id == deletion.id, Deletion.done_at.is_null()
     )
-    return bool(ended)
 
 
 async def _old_parts(store: Store, since: int) -> bool:
@@ -314,7 +361,9 @@ async def _old_parts(store: Store, since: int) -> bool:
     return bool(found)
 
 
-async def _change_mentions(store: Store, emails: Sequence[str], old: str, table: str, verb: str) -> Found:
+async def _change_mentions(
+    store: Store, emails: Sequence[str], old: str, table: str, verb: str, before: Before | None = None
+) -> Found:
     """Do this to the `old` rows whose query has one of the addresses; a mutation names them by their ids."""
     if not emails:
         return Found(0, begun=False)
@@ -340,7 +389,7 @@ async def _change_mentions(store: Store, emails: Sequence[str], old: str, table:
         values["after"] = str(rows[-1]["id"])
     if not theirs:
         return Found(0, begun=False)
-    return await mutate(store, table, verb, f"{old} AND id IN ({_listed(theirs)})", str(theirs[0]))
+    return await mutate(store, table, verb, f"{old} AND id IN ({_listed(theirs)})", str(theirs[0]), before=before)
 
 
 async def _change_addressed(store: Store, emails: Sequence[str], old: str) -> Found:

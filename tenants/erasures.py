@@ -11,8 +11,8 @@ known by stays, so a batch that is done again is still told from a new one.
 # Piccolo's annotations leave type arguments open.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
@@ -40,6 +40,9 @@ _APPS_AT_ONCE = 2_000
 _EMPTY_QUERY = "UPDATE query = ''"
 # All that have rows of apps.
 TABLES = ("events", "rejections", "traffic", "person_aliases", "person_properties")
+
+
+Before = Callable[[int], Awaitable[None]]
 
 
 class Found(NamedTuple):
@@ -96,13 +99,17 @@ async def unscoped_forget_queries(store: Store, now: datetime) -> None:
     await mutate(store, "events", _EMPTY_QUERY, old, _EMPTY_QUERY)
 
 
+def kept_since(days: int, now: datetime) -> datetime:
+    """From when on events are there that are kept for so many days: from a midnight of UTC."""
+    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days)
+
+
 async def unscoped_expire(store: Store, now: datetime) -> None:
     """Begin to delete events and rejections that are older than their app keeps them.
 
     By whole days of UTC, so that asking again the same day finds nothing to do: an app's rows live up to a day longer.
     All apps share a mutation, since they share the parts that it reads.
     """
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     apps = await App.select(App.id, App.retention_days).where(App.retention_days.is_not_null()).order_by(App.id)
     for start in range(0, len(apps), _APPS_AT_ONCE):
         by_days: dict[int, list[str]] = {}
@@ -110,15 +117,23 @@ async def unscoped_expire(store: Store, now: datetime) -> None:
             by_days.setdefault(app["retention_days"], []).append(f"'{app['id']}'")
         old = " OR ".join(
             f"app_id IN ({', '.join(ids)}) AND received_at < "
-            f"fromUnixTimestamp64Milli({int((today - timedelta(days=days)).timestamp())}000, 'UTC')"
+            f"fromUnixTimestamp64Milli({int(kept_since(days, now).timestamp())}000, 'UTC')"
             for days, ids in sorted(by_days.items())
         )
         for table in ("events", "rejections"):
             await mutate(store, table, "DELETE", f"({old})", str(apps[start]["id"]))
 
 
-async def mutate(store: Store, table: str, verb: str, rows: str, mark: str, counted: str = "count()") -> Found:
-    """Begin to do this to the `rows` where there are any.
+async def mutate(
+    store: Store,
+    table: str,
+    verb: str,
+    rows: str,
+    mark: str,
+    counted: str = "count()",
+    before: Before | None = None,
+) -> Found:
+    """Begin to do this to the `rows` where there are any; `before` is told of how many.
 
     Not while a mutation with `mark` in its text has not ended. By partition, since a mutation makes a copy of every
     part it is asked about, if only of links. The text stays on the disk for long: nothing personal may be in it.
@@ -130,6 +145,8 @@ async def mutate(store: Store, table: str, verb: str, rows: str, mark: str, coun
     there_are = sum(each["n"] for each in found)
     if not found or await _running(store, table, mark):
         return Found(there_are, begun=False)
+    if before is not None:
+        await before(there_are)
     for each in found:
         await store.change(f"ALTER TABLE {table} {verb} IN PARTITION ID '{each['partition']}' WHERE {rows}")
     return Found(there_are, begun=True)

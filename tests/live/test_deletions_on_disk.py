@@ -9,6 +9,7 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 import msgspec
@@ -21,7 +22,8 @@ AT_ONCE = (
     "old_parts_lifetime = 1, cleanup_thread_preferred_points_per_iteration = 1, cleanup_delay_period = 1, "
     "max_cleanup_delay_period = 1, cleanup_delay_period_random_add = 0"
 )
-ANN, BOB = "ann.of.the.test@example.org", "bob.of.the.test@example.org"
+# Letters at random, which no compression makes others of.
+ANN, BOB = "ann.k7w2qzx9vj4m@example.org", "bob.h3t8ylr6cd5n@example.org"
 TABLES = ("events", "rejections", "traffic", "person_aliases", "person_properties")
 
 
@@ -42,7 +44,10 @@ def without_delay(machine: Machine) -> None:
 def files_with(folder: Path, address: str) -> list[str]:
     """Files with the address in them, in any form that it was sent in."""
     user, _, host = address.partition("@")
-    forms = [address.encode(), f"{user}%40{host}".encode(), f"{user}%2540{host}".encode()]
+    texts = [address, f"{user}%40{host}", f"{user}%2540{host}"]
+    # Wherever in it the encoding begins, without the edges; of files in small letters.
+    coded = [b64encode(b"\0" * offset + address.encode())[4:-4].decode() for offset in range(3)]
+    forms = [form.lower().encode() for form in (*texts, *coded)]
     found: list[str] = []
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names):
@@ -50,6 +55,26 @@ def files_with(folder: Path, address: str) -> list[str]:
                 data = path.read_bytes().lower()
                 found += [str(path)] if any(form in data for form in forms) else []
     return found
+
+
+def rows_with(machine: Machine, address: str) -> dict[str, int]:
+    """How many rows of each table of both stores have it in any text, as the stores themselves read them."""
+    found: dict[str, int] = {}
+    columns = machine.stored(
+        "SELECT table, name FROM system.columns WHERE database = currentDatabase() AND type LIKE '%String%'"
+    )
+    for table, name in columns:
+        ((count,),) = machine.stored(f"SELECT count() FROM {table} WHERE position(toString(`{name}`), '{address}') > 0")
+        found[table] = found.get(table, 0) + count
+    with contextlib.closing(sqlite3.connect(machine.data_dir / "control.sqlite3")) as database:
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            rows = database.execute(f"SELECT * FROM {table}").fetchall()
+            found[table] = sum(address.encode() in b" ".join(map(_bytes, row)) for row in rows)
+    return {table: count for table, count in found.items() if count}
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def sent(**params: Any) -> str:
@@ -87,6 +112,8 @@ def visit(app: App) -> tuple[str, str]:
     cookie_of(app, "event_token=buy&amount=2500", "revenue", ann)
     coded = b64encode(json.dumps({"email": ANN}).encode()).decode()
     cookie_of(app, f"event_token=opened&params={quote(coded)}")
+    # Nobody answers at Facebook, so the token waits.
+    cookie_of(app, "event_token=connected&" + sent(email=ANN, access_token="EAABofann"), cookie=ann)
     # Rejected, and one of Bob's by a mail that was passed on.
     app.hit("event_token=&" + sent(email=ANN))
     bob = cookie_of(app, "event_token=signup&" + sent(email=BOB, uuid=8, plan="free"))
@@ -102,8 +129,10 @@ def test_no_byte_of_a_deleted_person_stays(shop: App, machine: Machine) -> None:
     ann, bob = visit(shop)
     client = Client(collector.port)
     assert client.send(shop.target("event_token=again&" + sent(email=ANN)), headers={"Cookie": ann}).status == 200
-    wait_until(lambda: len(shop.events()) == 7, 10)
-    assert len(files_with(machine.data_dir, ANN)) > 3
+    wait_until(lambda: len(shop.events()) == 8, 10)
+    before = files_with(machine.data_dir, ANN)
+    for part in ("/journal/", "/events/", "/control.sqlite3"):
+        assert any(part in path for path in before), f"nothing of {part} can be found in this way"
 
     # Exported, by the command line and the API alike.
     found = exported(machine, shop, "--email", ANN)
@@ -111,7 +140,15 @@ def test_no_byte_of_a_deleted_person_stays(shop: App, machine: Machine) -> None:
     assert found["person"]["emails"] == [ANN]
     assert found["person"]["uuids"] == ["7"]
     assert ann.removeprefix("vid=") in found["person"]["visitors"]
-    assert [event["event_token"] for event in found["events"]] == ["view", "signup", "buy", "opened", "again"]
+    assert [event["event_token"] for event in found["events"]] == [
+        "view",
+        "signup",
+        "buy",
+        "opened",
+        "connected",
+        "again",
+    ]
+    assert len(found["person"]["access_tokens_waiting_since"]) == 1
     assert {each["field"]: each["value"] for each in found["properties"]}["plan"] == "pro"
     theirs = f"/api/v1/apps/{shop.token}/people/{ann_id}"
     assert json.loads(read(shop, theirs + "/export"))["events"] == found["events"]
@@ -146,11 +183,16 @@ def test_no_byte_of_a_deleted_person_stays(shop: App, machine: Machine) -> None:
     wait_until(lambda: "view" in {event["event_token"] for event in shop.events()}, 10)
     with contextlib.closing(sqlite3.connect(machine.data_dir / "control.sqlite3")) as database:
         # The command line's key went with its question to the server.
-        names = [name for (name,) in database.execute("SELECT name FROM api_key")]
-        assert "onepx person export" not in names
+        names = {name for (name,) in database.execute("SELECT name FROM api_key")}
+        assert "onepx person" not in names
     assert person(machine, "export", shop).stderr == b"onepx: say who: --email, --uuid, --fbid or --id\n"
     # No server is needed.
     machine.stop()
+    assert rows_with(machine, ANN) == {}
+    assert rows_with(machine, BOB).keys() >= {"events", "identifier"}
+    with contextlib.closing(sqlite3.connect(machine.data_dir / "control.sqlite3")) as database:
+        for table in ("token_sender", "access_token"):
+            assert database.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     assert exported(machine, shop, "--uuid", "8")["person"]["emails"] == [BOB]
 
 
@@ -166,6 +208,36 @@ def ask(machine: Machine, key: str, path: str, method: str) -> int:
         return client.send(path, method, {"Authorization": f"Bearer {key}"}).status
     finally:
         client.close()
+
+
+def test_an_anonymous_visitor_by_the_command_line(shop: App, machine: Machine) -> None:
+    """Nobody knows them but by the id of their events; with a server that runs, and without."""
+    without_delay(machine)
+    machine.start()
+    ann, bob = (cookie_of(shop, f"event_token={token}&" + sent(page="/")) for token in ("view", "other"))
+    wait_until(lambda: len(shop.events()) == 2, 10)
+    (viewed, other) = (event["person_id"] for event in sorted(shop.events(), key=lambda event: event["received_at"]))
+    assert [f"vid={id}" for id in (viewed, other)] == [ann, bob]
+    stranger = machine.tenant().app()
+
+    def nobody(verb: str, app: App, id: str) -> None:
+        done = person(machine, verb, app, "--id", id)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert done.stderr == b"onepx: nobody of this app is known by that\n"
+
+    def delete(id: str, token: str) -> None:
+        assert [event["event_token"] for event in exported(machine, shop, "--id", id)["events"]] == [token]
+        for verb in ("export", "delete"):
+            nobody(verb, shop, str(uuid4()))
+            nobody(verb, stranger, id)
+        assert person(machine, "delete", shop, "--id", id).returncode == 0
+
+    delete(viewed, "view")
+    wait_until(lambda: [event["event_token"] for event in shop.events()] == ["other"], 60)
+    machine.stop()
+    delete(other, "other")
+    machine.start()
+    wait_until(lambda: shop.events() == [], 60)
 
 
 def test_what_was_not_digested_yet_brings_nobody_back(shop: App, machine: Machine) -> None:
