@@ -1,6 +1,9 @@
 """Who events belong to, on a running machine: told apart while it is killed again and again."""
 
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import quote
@@ -22,6 +25,37 @@ LIFE = [
     ("c", '"', "revenue"),
     ("a", '"', "revenue"),
 ]
+# Of each customer the persons, with aliases seen through.
+PERSONS = (
+    "SELECT JSONExtractString(params_text, 'who') AS who, "
+    "groupUniqArray(if(a.version > 0, a.survivor, person_id)) AS persons FROM events LEFT JOIN "
+    "(SELECT alias, person AS survivor, version FROM person_aliases FINAL) AS a ON person_id = a.alias GROUP BY who"
+)
+# What the upkeep does after some minutes, an hour later, until nothing is left to do.
+REWRITING = """
+import asyncio
+from datetime import UTC, datetime, timedelta
+from server.database import Database
+from server.event_store import EventStore
+from server.settings import Settings
+from tenants.rewriting import unscoped_collect, unscoped_rewrite
+from tenants.tables import Person
+
+async def rewrite():
+    settings = Settings.from_environment().prepare_data_dir()
+    database = Database(settings.database_url)
+    await database.start()
+    store = EventStore(settings.events_url, settings.data_dir / "tmp")
+    print("begins", flush=True)
+    while await Person.count().where(Person.todo > 0):
+        now = datetime.now(UTC) + timedelta(hours=1)
+        await unscoped_collect(store, now)
+        await unscoped_rewrite(store, now)
+    store.close()
+    await database.close()
+
+asyncio.run(rewrite())
+"""
 
 
 class Customers:
@@ -72,13 +106,46 @@ def test_killed_again_and_again_the_same_persons_come_out(machine: Machine, shop
     customers.end()
     wait_until(machine.digested, DIGEST_SECONDS)
     assert process.stop() == 0
-    found = machine.stored(
-        "SELECT JSONExtractString(params_text, 'who') AS who, "
-        "groupUniqArray(if(a.version > 0, a.survivor, person_id)) AS persons FROM events LEFT JOIN "
-        "(SELECT alias, person AS survivor, version FROM person_aliases FINAL) AS a ON person_id = a.alias GROUP BY who"
-    )
-    persons = dict(found)
+    persons = dict(machine.stored(PERSONS))
     assert customers.count > 20
     assert persons.keys() == {str(number) for number in range(customers.count)}
     assert {len(ids) for ids in persons.values()} == {1}, "one person a customer"
     assert len({ids[0] for ids in persons.values()}) == customers.count, "and a customer a person"
+
+
+def test_rewriting_is_killed_again_and_again(machine: Machine, shop: App) -> None:
+    """Events of merged persons become the survivor's for good, and nobody loses a property."""
+    process = machine.start()
+    customers = Customers(machine, shop)
+    time.sleep(1.5)
+    customers.end()
+    wait_until(machine.digested, DIGEST_SECONDS)
+    assert process.stop() == 0
+    persons = dict(machine.stored(PERSONS))
+    assert machine.stored("SELECT count() FROM person_aliases FINAL")[0][0] > customers.count
+
+    def rewrite() -> "subprocess.Popen[bytes]":
+        child = subprocess.Popen(
+            [sys.executable, "-c", REWRITING],
+            env=machine._environ({}),  # pyright: ignore[reportPrivateUsage]
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"begins\n"
+        return child
+
+    moments, killed = random.Random(3), 0
+    for _ in range(ROUNDS):
+        child = rewrite()
+        time.sleep(moments.uniform(0.0, 0.3))
+        child.kill()
+        killed += child.wait() == -signal.SIGKILL
+    assert killed >= 3, "it was at work"
+    assert rewrite().wait(60) == 0
+    assert machine.stored("SELECT count() FROM person_aliases FINAL") == [[0]]
+    assert dict(machine.stored(PERSONS)) == persons
+    assert machine.stored("SELECT count() FROM events") == [[customers.count * len(LIFE)]]
+    owners = (
+        "SELECT person_id, groupUniqArray(value) FROM person_properties FINAL WHERE field = 'who' GROUP BY person_id"
+    )
+    assert dict(machine.stored(owners)) == {ids[0]: [f'"{who}"'] for who, ids in persons.items()}

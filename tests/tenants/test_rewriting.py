@@ -173,15 +173,15 @@ async def test_whoever_becomes_known_by_what_was_found_out_is_known_to_the_store
         query = "SELECT identified FROM events WHERE app_id = {app:UUID} ORDER BY received_at, id"
         return [row["identified"] for row in await site.store.query(query, {"app": str(site.app)})]
 
-    person = await learn(Sighting(hit, NOW + 1, site.app.bytes, A, fbid="99"), NOW)
+    person = await learn(Sighting(hit, NOW + 1, site.app.bytes, A, fbid="99", of=A), NOW)
     assert person == UUID(bytes=A)
     assert await identified() == [False, False]
     await settled(site)
     assert await identified() == [True, False]
     assert await site.persons() == [person, person]
     # Told again, and of an event that told of somebody itself: nothing to do.
-    await learn(Sighting(hit, NOW + 1, site.app.bytes, A, fbid="99"), NOW)
-    await learn(Sighting(other, NOW + 2, site.app.bytes, A, email="ann@example.org", fbid="99"), NOW)
+    await learn(Sighting(hit, NOW + 1, site.app.bytes, A, fbid="99", of=A), NOW)
+    await learn(Sighting(other, NOW + 2, site.app.bytes, A, email="ann@example.org", fbid="99", of=A), NOW)
     await settled(site)
     assert await identified() == [True, False]
 

@@ -1,0 +1,60 @@
+"""What is done now and then: a step that fails is told once and tried again, and holds up no other."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from server import upkeep
+from server.database import Database
+from server.event_store import EventStore
+
+STEPS = {
+    "unscoped_erase_apps": "erasing deleted apps",
+    "unscoped_collect": "collecting properties",
+    "unscoped_reattribute": "moving events",
+    "unscoped_rewrite": "rewriting persons",
+    "unscoped_newest_pending": "deleting persons",
+    "unscoped_forget_queries": "emptying raw queries",
+    "unscoped_expire": "expiring events",
+    "unscoped_purge_forgotten": "forgetting who was deleted",
+    "unscoped_expire_people": "expiring people",
+}
+
+
+@pytest.mark.parametrize("broken", STEPS)
+async def test_a_step_that_fails_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch, database: Database, event_store: EventStore, tmp_path: Path, broken: str
+) -> None:
+    del database
+    done: Counter[str] = Counter()
+
+    def step(name: str) -> Callable[..., object]:
+        real = getattr(upkeep, name)
+
+        async def counted(*arguments: object) -> object:
+            done[name] += 1
+            if name == broken:
+                raise RuntimeError("broken")
+            return await real(*arguments)
+
+        return counted
+
+    for name in STEPS:
+        monkeypatch.setattr(upkeep, name, step(name))
+    for name in ("_ROUND_SECONDS", "_FIRST_SECONDS", "_EXPIRE_SECONDS", "_REWRITE_SECONDS", "_FORGET_SECONDS"):
+        monkeypatch.setattr(upkeep, name, 0.001)
+    with capture_logs() as logs:
+        keeping = asyncio.create_task(upkeep.keep_up(event_store, tmp_path))
+        async with asyncio.timeout(30):
+            # Expired people are looked for once a day, unless it fails.
+            while min(done[name] for name in STEPS if name != "unscoped_expire_people") < 3:
+                await asyncio.sleep(0.01)
+                assert not keeping.done()
+        keeping.cancel()
+    assert done["unscoped_expire_people"] >= (3 if broken == "unscoped_expire_people" else 1)
+    told = [(line["what"], line["error"]) for line in logs if line["event"] == "upkeep waits"]
+    assert told == [(STEPS[broken], "RuntimeError")], "once, however often it fails"
