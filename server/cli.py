@@ -5,18 +5,21 @@ Errors are one line on standard error and exit status 2. `--json` prints one obj
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import getpass
+import io
 import json
 import os
 import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, Literal, NoReturn
+from typing import IO, Any, Literal, NoReturn
 from uuid import UUID
 
 import uvloop
@@ -29,7 +32,7 @@ from server.event_store import EventStore
 from server.settings import Settings, WrongSetting
 from server.workers import supervise
 from tenants import accounts, apps, keys, sessions, tokens
-from tenants.deletions import delete_person, list_deletions
+from tenants.deletions import delete_person, find_person, list_deletions
 from tenants.errors import InvalidValue, NotFound, Unavailable
 from tenants.identifiers import known, owner_of
 from tenants.person_exports import export_person
@@ -123,7 +126,7 @@ def _migrate(settings: Settings, arguments: Arguments) -> int:
     server = running_server(settings) if settings.embedded_events else None
     events: list[str] = []
     if server is None:
-        with own_data_dir(settings) if settings.embedded_events else _nothing():
+        with own_data_dir(settings) if settings.embedded_events else contextlib.nullcontext():
             store = EventStore(settings.events_url, settings.data_dir / "tmp")
             events = store.migrate()
             store.close()
@@ -221,7 +224,7 @@ def _check_events(settings: Settings, server: dict[str, Any] | None) -> tuple[st
                 f"{url} does not answer; look at the server's log",
             )
         return ("ok (asked the running server)", None) if found["ok"] else (found["error"], found["error"])
-    with own_data_dir(settings) if settings.embedded_events else _nothing():
+    with own_data_dir(settings) if settings.embedded_events else contextlib.nullcontext():
         store = EventStore(settings.events_url, settings.data_dir / "tmp")
         try:
             pending = store.pending()
@@ -395,14 +398,14 @@ async def _key_create(settings: Settings, arguments: Arguments) -> int:
 # person
 
 
-async def _person(arguments: Arguments) -> tuple[Tenant, App, UUID]:
-    """Whom the identifiers given are of."""
+async def _person(settings: Settings, arguments: Arguments) -> tuple[Tenant, App, UUID]:
+    """Whom the identifiers given are of, or the anonymous visitor with the id given."""
     arguments.token = arguments.app
     tenant, app = await _app(arguments)
     given = {name: getattr(arguments, name) for name in ("email", "uuid", "fbid")}
     if arguments.id:
         found = (await known(app, [arguments.id])).get(arguments.id)
-        person = found and found.id
+        person = found.id if found else await _visitor(settings, tenant, app, arguments)
     elif any(given.values()):
         person = await owner_of(app, **given)
     else:
@@ -412,51 +415,77 @@ async def _person(arguments: Arguments) -> tuple[Tenant, App, UUID]:
     return tenant, app, person
 
 
-@_with_database
-async def _person_export(settings: Settings, arguments: Arguments) -> int:
-    tenant, app, person = await _person(arguments)
+async def _visitor(settings: Settings, tenant: Tenant, app: App, arguments: Arguments) -> UUID | None:
+    """The id given, if there are events of it: all there is of an anonymous visitor."""
     server = running_server(settings) if settings.embedded_events else None
     if server is not None:
-        await _export_from_server(server, tenant, f"/api/v1/apps/{arguments.app}/people/{person}/export")
-        return 0
-    with own_data_dir(settings) if settings.embedded_events else _nothing():
+        path = f"/api/v1/apps/{arguments.app}/people/{arguments.id}"
+        return arguments.id if await _ask_server(server, tenant, path, io.BytesIO()) else None
+    with _event_store(settings) as store:
+        try:
+            return await find_person(app, store, str(arguments.id))
+        except NotFound:
+            return None
+
+
+@contextlib.contextmanager
+def _event_store(settings: Settings) -> Generator[EventStore]:
+    """The event store, while no server of this data folder runs that it belongs to."""
+    with own_data_dir(settings) if settings.embedded_events else contextlib.nullcontext():
         store = EventStore(settings.events_url, settings.data_dir / "tmp")
         try:
-            async for chunk in await export_person(app, store, person, datetime.now(UTC)):
-                sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            yield store
         finally:
             store.close()
+
+
+@_with_database
+async def _person_export(settings: Settings, arguments: Arguments) -> int:
+    tenant, app, person = await _person(settings, arguments)
+    server = running_server(settings) if settings.embedded_events else None
+    if server is not None:
+        path = f"/api/v1/apps/{arguments.app}/people/{person}/export"
+        if not await _ask_server(server, tenant, path, sys.stdout.buffer):
+            raise _Stop("the running server does not know this person any more")
+    else:
+        with _event_store(settings) as store:
+            async for chunk in await export_person(app, store, person, datetime.now(UTC)):
+                sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
     return 0
 
 
-async def _export_from_server(server: dict[str, Any], tenant: Tenant, path: str) -> None:
-    """Print what the running server answers, to which the event store belongs. The key for it lives as long."""
-    key, plaintext = await keys.create_key(tenant, "onepx person export")
+async def _ask_server(server: dict[str, Any], tenant: Tenant, path: str, answer: IO[bytes]) -> bool:
+    """Write what the running server answers, to which the event store belongs; False for 404.
+
+    The key for it lives as long.
+    """
+    key, plaintext = await keys.create_key(tenant, "onepx person")
     url = f"http://{server.get('host')}:{server.get('port')}{path}"
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {plaintext}"})
     try:
-        await asyncio.to_thread(_print_answer, request)
+        return await asyncio.to_thread(_write_answer, request, answer)
     finally:
         await key.remove()
 
 
-def _print_answer(request: urllib.request.Request) -> None:
+def _write_answer(request: urllib.request.Request, answer: IO[bytes]) -> bool:
     without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with without_proxy.open(request, timeout=60) as answer:
-            shutil.copyfileobj(answer, sys.stdout.buffer)
+        with without_proxy.open(request, timeout=60) as reply:
+            shutil.copyfileobj(reply, answer)
     except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return False
         raise _Stop(f"the running server answers {error.code}; try again, or look at its log") from None
     except OSError as error:
         raise _Stop(f"the running server does not answer: {error}") from None
-    sys.stdout.buffer.flush()
+    return True
 
 
 @_with_database
 async def _person_delete(settings: Settings, arguments: Arguments) -> int:
-    del settings
-    _, app, person = await _person(arguments)
+    _, app, person = await _person(settings, arguments)
     deletion = await delete_person(app, person, "command line", datetime.now(UTC))
     text = f"{deletion.id}\nDeleted; a running onepx serve removes the events within minutes. This is the receipt's id."
     return _say(arguments, {"receipt": str(deletion.id), "requested_at": deletion.requested_at.isoformat()}, text)
@@ -514,11 +543,6 @@ def _demo(settings: Settings, arguments: Arguments) -> int:
     from server.demo import make_demo  # the one verb that needs it
 
     return _say(arguments, *make_demo(settings.prepare_data_dir()))
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -609,7 +633,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--email", help="an e-mail address of theirs")
         made.add_argument("--uuid", help="your own id of them")
         made.add_argument("--fbid", help="their Facebook id")
-        made.add_argument("--id", type=_uuid, help="the person's id, as the API and the pages have it")
+        made.add_argument(
+            "--id", type=_uuid, help="the id of a person or an anonymous visitor, as pages and API have it"
+        )
     made = of_tenant(verb(person, "receipts", "list the receipts of deleted people", _person_receipts))
     made.add_argument("--app", required=True, metavar="TOKEN", help="any token of the app")
 
