@@ -151,7 +151,7 @@ async def _panels(app: App, store: EventStore, runs: int) -> Measured:
         "breakdown of as many values as events": lambda: breakdown(app, store, period, every, "params.visit"),
         "traffic": lambda: traffic(app, store, period),
         "limited": lambda: limited_minutes(app, store, period),
-        "rejected": lambda: rejected(app, store, period),
+        "rejected": lambda: rejected(app, store, period, every),
     }
     panels: dict[str, list[float]] = {}
     for name, panel in (events | sales | others).items():

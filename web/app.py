@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 import msgspec
@@ -63,6 +64,8 @@ def create_app(
             "client_address": client_address,
             "facebook_key": facebook_key(secret_key),
             "assets": Assets(),
+            # Those whose first hit was seen.
+            "apps_hit": set[UUID](),
         }
     )
     pages = Router("/", route_handlers=PAGES, dependencies=DEPENDENCIES, include_in_schema=False)

@@ -10,9 +10,9 @@ from jinja2.runtime import Context
 
 from web.guards import Me
 
-# Anything that reads as an address in other text, percent-encoded or not. Too much masked is better than too little.
-_ADDRESS = re.compile(r"""[^\s"'<>(),;:&=@\\]+(?:@|%40)[^\s"'<>(),;:&=@\\]+""", re.IGNORECASE)
-_AT = re.compile("@|%40", re.IGNORECASE)
+# Anything that reads as an address in other text, percent-encoded however often: better too much than too little.
+_ADDRESS = re.compile(r"""[^\s"'<>(),;:&=@\\]+(?:@|%(?:25)*40)[^\s"'<>(),;:&=@\\]+""")
+_AT = re.compile("@|%(?:25)*40")
 # The values may be Base64, in which no address can be found.
 _PARAMS = re.compile(r"((?:^|&)(?:amp;)*params=)[^&]*", re.IGNORECASE)
 

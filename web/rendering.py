@@ -17,6 +17,7 @@ from markupsafe import Markup
 from tenants.currencies import MINOR_UNITS
 from web import masking
 from web.guards import AnyRequest, maybe_me
+from web.view import short
 
 # What a page says after a form was sent and the browser redirected. The cookie carries the key: nobody can put words
 # of their own on a page of ours.
@@ -109,7 +110,7 @@ templates = Environment(
 _filters = cast("dict[str, Any]", templates.filters)
 _filters.update(number=number, money=money, plain_money=plain_money, percent=percent, moment=moment, ago=ago)
 _filters.update(masking.FILTERS)
-_filters.update(duration=duration)
+_filters.update(duration=duration, short=short)
 
 
 def is_htmx(request: AnyRequest) -> bool:

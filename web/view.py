@@ -11,8 +11,10 @@ from urllib.parse import parse_qsl, urlencode
 import msgspec
 
 from tenants.errors import InvalidValue
+from tenants.reports.compared import kept_from
 from tenants.reports.filters import Condition, Filters, field_of, filters_of
 from tenants.reports.period import INTERVALS, NAMES, Interval, Name, Period, period_of
+from tenants.reports.sql import COLUMNS
 from tenants.tables import App
 from web.guards import AnyRequest
 
@@ -105,6 +107,12 @@ class View(msgspec.Struct, frozen=True):
         return self.page not in ("retention", "funnel")
 
     @property
+    def kept_from(self) -> datetime | None:
+        """From when on events are there, if the app deletes them so soon that some of the period's are gone."""
+        since = kept_from(self.app)
+        return since if since is not None and self.period.start < since else None
+
+    @property
     def span(self) -> str:
         """The days it is about, in words."""
         return days(self.period.first, self.period.last)
@@ -189,15 +197,21 @@ def with_typed(filters: Filters, field: str, how: str, value: str) -> Filters:
 def filterable(typed: str) -> str:
     """The field that people mean by `plan` (a custom value) or `person.plan` (a property). Raises InvalidValue."""
     typed = typed.strip()
-    known = typed in ("category", "event_token", "currency") or typed.startswith(("params.", "person."))
+    known = typed in COLUMNS or typed.startswith(("params.", "person."))
     return field_of(typed if known else f"params.{typed}", "add_field")
+
+
+def short(field: str) -> str:
+    """The shortest that `filterable` takes for this field: `plan`, but `params.category`, which is no column."""
+    name = field.removeprefix("params.")
+    return field if name in COLUMNS or name.startswith(("params.", "person.")) else name
 
 
 def named(field: str) -> str:
     """What people call a field: `plan`, `event token`, `the person's plan`."""
     if field.startswith("person."):
         return f"the person's {field.removeprefix('person.')}"
-    return "event token" if field == "event_token" else field.removeprefix("params.")
+    return "event token" if field == "event_token" else short(field)
 
 
 def in_words(condition: Condition) -> str:

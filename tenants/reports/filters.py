@@ -55,7 +55,11 @@ class Filters:
     @property
     def reach_rejected(self) -> bool:
         """Whether a rejected hit can pass: of it only the category is known."""
-        return all(condition.field == "category" for condition in self.conditions)
+        return self == self.of_rejected()
+
+    def of_rejected(self) -> "Filters":
+        """Those that can be asked of rejected hits."""
+        return Filters(tuple(condition for condition in self.conditions if condition.field == "category"))
 
     def pairs(self) -> list[tuple[str, str]]:
         """The parameters of an address that ask for them again."""

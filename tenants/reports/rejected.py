@@ -1,4 +1,4 @@
-"""Why hits were not recorded. Rejections are kept for 30 days."""
+"""Why hits were not recorded. Rejections are kept for 30 days, or as long as the app keeps its events."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from tenants.events import Queries
+from tenants.reports.compared import kept_from
+from tenants.reports.filters import Filters
 from tenants.reports.period import Period
-from tenants.reports.sql import rows_of
+from tenants.reports.sql import Parameters, rows_of
 from tenants.tables import App
 
 _KEPT = timedelta(days=30)
@@ -35,20 +37,28 @@ class Reason(msgspec.Struct, frozen=True):
     examples: list[Example]
 
 
-async def rejected(app: App, store: Queries, period: Period, examples: int = 3) -> list[Reason]:
-    """The reasons, most frequent first."""
+def rejections_from(app: App) -> datetime:
+    """From when on the app's rejections are all there."""
+    since, ever = datetime.now(UTC) - _KEPT, kept_from(app)
+    return since if ever is None else max(since, ever)
+
+
+async def rejected(app: App, store: Queries, period: Period, filters: Filters, examples: int = 3) -> list[Reason]:
+    """The reasons, most frequent first. Of the filters those by category count: no more is known of these hits."""
+    where, parameters = filters.of_rejected().sql()
+    parameters |= {"app": str(app.id)}
     counts, counts_before, newest = await asyncio.gather(
-        _counts(app, store, period),
-        _counts(app, store, period.before),
+        _counts(app, store, period, where, parameters),
+        _counts(app, store, period.before, where, parameters),
         store.query(
             "SELECT id, toUnixTimestamp64Milli(received_at) AS at, category, reason, query, detail "
-            f"{rows_of(period.start, period.end, 'rejections')} "
+            f"{rows_of(period.start, period.end, 'rejections')}{where} "
             "ORDER BY received_at DESC, id DESC LIMIT {examples:UInt32} BY reason",
-            {"app": str(app.id), "examples": examples},
+            parameters | {"examples": examples},
             app.tenant,
         ),
     )
-    kept = datetime.now(UTC) - period.before.start.astimezone(UTC) < _KEPT
+    kept = period.before.start >= rejections_from(app)
     found: dict[str, list[Example]] = {}
     for row in newest:
         at = datetime.fromtimestamp(row["at"] / 1000, UTC)
@@ -60,9 +70,7 @@ async def rejected(app: App, store: Queries, period: Period, examples: int = 3) 
     ]
 
 
-async def _counts(app: App, store: Queries, period: Period) -> dict[str, int]:
-    rows = rows_of(period.start, period.end, "rejections")
-    found = await store.query(
-        f"SELECT reason, count() AS hits {rows} GROUP BY reason", {"app": str(app.id)}, app.tenant
-    )
+async def _counts(app: App, store: Queries, period: Period, where: str, parameters: Parameters) -> dict[str, int]:
+    rows = f"{rows_of(period.start, period.end, 'rejections')}{where}"
+    found = await store.query(f"SELECT reason, count() AS hits {rows} GROUP BY reason", parameters, app.tenant)
     return {row["reason"]: row["hits"] for row in found}

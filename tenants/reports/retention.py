@@ -17,7 +17,7 @@ from tenants.events import Queries
 from tenants.hits import MAX_EVENT_TOKEN
 from tenants.reports.filters import Filters
 from tenants.reports.period import Interval, Period
-from tenants.reports.sql import PERSON, SOMEBODY, Parameters, rows_of, seconds, share_of
+from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY, Parameters, rows_of, seconds, share_of
 from tenants.tables import App
 
 # As many as a number has bits.
@@ -47,6 +47,8 @@ class Cohort(msgspec.Struct, frozen=True):
 class Retention(msgspec.Struct, frozen=True):
     """A cohort for each interval of the period, empty ones too. `first` and `back` are event tokens, None for any.
 
+    `new` says that those who began before the period are left out.
+
     `shares` is of all people of the cohorts that are old enough, 0 to 1, from the interval of the first event on; None
     where none is. `running` says that the last interval is not over in the period, so that its numbers still grow.
     """
@@ -54,18 +56,26 @@ class Retention(msgspec.Struct, frozen=True):
     interval: Interval
     first: str | None
     back: str | None
+    new: bool
     cohorts: list[Cohort]
     shares: list[float | None]
     running: bool
 
 
 async def retention(
-    app: App, store: Queries, period: Period, filters: Filters, first: str | None = None, back: str | None = None
+    app: App,
+    store: Queries,
+    period: Period,
+    filters: Filters,
+    first: str | None = None,
+    back: str | None = None,
+    new: bool = False,
 ) -> Retention:
     """Cohorts by the first event `first` within the period, and who of them did `back` later; None is any event.
 
-    In the interval of the first event everybody counts who did `back` in it, before or after. The intervals are days,
-    weeks or months: what `period` asks for, else what suits its length. Raises InvalidValue.
+    With `new` only of those who had no such event before the period, which takes about twice the time. In the interval
+    of the first event everybody counts who did `back` in it, before or after. The intervals are days, weeks or months:
+    what `period` asks for, else what suits its length. Raises InvalidValue.
     """
     for name, event_token in (("first", first), ("return", back)):
         if event_token is not None:
@@ -93,6 +103,10 @@ async def retention(
         pairs = f"SELECT {key} AS pair, max({begins}) AS begins, max({returns}) AS returns {rows} GROUP BY pair"
         bits = "sumIf(intExp2(bitAnd(pair, 63)), returns) AS there, minIf(intExp2(bitAnd(pair, 63)), begins) AS begun"
     people = f"SELECT {bits} FROM ({pairs}) GROUP BY bitAnd(pair, {_PERSON})"
+    if new:
+        before = f"FROM events WHERE {ONE_APP} AND received_at < fromUnixTimestamp64Milli({seconds(period.start)}000)"
+        before = f"SELECT bitAnd({PERSON}, {_PERSON}) {before} AND {SOMEBODY}{where} AND {begins}"
+        people = f"{people} HAVING bitAnd(pair, {_PERSON}) NOT IN ({before})"
     counts = ", ".join(f"countIf(bitTest(there, {number}))" for number in range(len(buckets)))
     found = await store.query(
         f"SELECT begun, count() AS size, [{counts}] AS returned FROM ({people}) WHERE begun != 0 GROUP BY begun",
@@ -107,7 +121,7 @@ async def retention(
         returned: list[int] = list(row["returned"][number:]) if row else [0] * (len(buckets) - number)
         cohorts.append(Cohort(start, size, returned, [share_of(each, size) for each in returned]))
     running = _running(period)
-    return Retention(period.interval, first, back, cohorts, _shares(cohorts, running), running)
+    return Retention(period.interval, first, back, new, cohorts, _shares(cohorts, running), running)
 
 
 def in_intervals(period: Period) -> Period:

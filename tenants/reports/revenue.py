@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tenants.events import NOBODY, Queries
-from tenants.reports.compared import Compared
+from tenants.reports.compared import Compared, has_before
 from tenants.reports.filters import Filters, currency_of, field_of
 from tenants.reports.money import divided
 from tenants.reports.period import Interval, Period
@@ -45,11 +45,14 @@ async def revenue(app: App, store: Queries, period: Period, filters: Filters) ->
     now, before = await asyncio.gather(
         _by_currency(app, store, period, filters), _by_currency(app, store, period.before, filters)
     )
+    kept = has_before(app, period)
+    if not kept:
+        before = {}
     found: list[Revenue] = []
     for currency in now.keys() | before.keys():
         pairs = zip(_figures(now.get(currency)), _figures(before.get(currency)), strict=True)
-        found.append(Revenue(currency, *(Compared(*pair) for pair in pairs)))
-    return sorted(found, key=lambda row: (-row.orders.now, -row.orders.before, row.currency))
+        found.append(Revenue(currency, *(Compared(each, earlier if kept else None) for each, earlier in pairs)))
+    return sorted(found, key=lambda row: (-row.orders.now, -(row.orders.before or 0), row.currency))
 
 
 async def _by_currency(app: App, store: Queries, period: Period, filters: Filters) -> dict[str, dict[str, int]]:

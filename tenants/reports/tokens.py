@@ -3,7 +3,7 @@
 import msgspec
 
 from tenants.events import Queries
-from tenants.reports.compared import Compared
+from tenants.reports.compared import Compared, has_before
 from tenants.reports.filters import Filters
 from tenants.reports.period import Period
 from tenants.reports.sql import PERSONS, rows_of, share_of
@@ -38,6 +38,7 @@ async def tokens(app: App, store: Queries, period: Period, filters: Filters, lim
         parameters,
         app.tenant,
     )
+    kept = has_before(app, period)
     # Of those that are shown: there may have been thousands.
     before = f"{rows_of(period.before.start, period.before.end)}{where} AND event_token IN {{shown:Array(String)}}"
     found_before = await store.query(
@@ -49,7 +50,7 @@ async def tokens(app: App, store: Queries, period: Period, filters: Filters, lim
     listed = [
         Token(
             row["event_token"],
-            Compared(row["events"], earlier.get(row["event_token"], 0)),
+            Compared(row["events"], earlier.get(row["event_token"], 0) if kept else None),
             row["persons"],
             share_of(row["events"], row["whole"]),
         )

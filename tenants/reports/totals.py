@@ -5,10 +5,11 @@ import asyncio
 import msgspec
 
 from tenants.events import Queries
-from tenants.reports.compared import Compared
+from tenants.reports.compared import Compared, has_before
 from tenants.reports.filters import Filters
 from tenants.reports.period import Period
 from tenants.reports.sql import PERSONS, rows_of
+from tenants.reports.traffic import outcomes
 from tenants.tables import App
 
 
@@ -30,11 +31,16 @@ async def totals(app: App, store: Queries, period: Period, filters: Filters) -> 
     (events, persons), (events_before, persons_before), others, others_before = await asyncio.gather(
         _events(app, store, period, filters),
         _events(app, store, period.before, filters),
-        _others(app, store, period),
-        _others(app, store, period.before),
+        outcomes(app, store, period),
+        outcomes(app, store, period.before),
     )
-    compared = [Compared(now, before) for now, before in zip(others, others_before, strict=True)]
-    return Totals(Compared(events, events_before), Compared(persons, persons_before), *compared)
+    # Counters of hits are kept for ever, events as long as the app says.
+    kept = has_before(app, period)
+    return Totals(
+        Compared(events, events_before if kept else None),
+        Compared(persons, persons_before if kept else None),
+        *(Compared(others[name], others_before[name]) for name in ("rejected", "duplicate", "limited")),
+    )
 
 
 async def _events(app: App, store: Queries, period: Period, filters: Filters) -> tuple[int, int]:
@@ -45,13 +51,3 @@ async def _events(app: App, store: Queries, period: Period, filters: Filters) ->
         app.tenant,
     )
     return row["events"], row["persons"]
-
-
-async def _others(app: App, store: Queries, period: Period) -> tuple[int, int, int]:
-    rows = rows_of(period.start, period.end, "traffic")
-    (row,) = await store.query(
-        f"SELECT sum(rejected) AS rejected, sum(duplicate) AS duplicates, sum(limited) AS limited {rows}",
-        {"app": str(app.id)},
-        app.tenant,
-    )
-    return row["rejected"], row["duplicates"], row["limited"]

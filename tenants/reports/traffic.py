@@ -35,6 +35,15 @@ async def traffic(app: App, store: Queries, period: Period) -> Traffic:
     return Traffic(period.interval, list(period.buckets), **lines)
 
 
+async def outcomes(app: App, store: Queries, period: Period) -> dict[str, int]:
+    """How many hits of the period were recorded, rejected, duplicates and limited: a number for each of OUTCOMES."""
+    sums = ", ".join(f"sum({name}) AS {name}" for name in OUTCOMES)
+    (row,) = await store.query(
+        f"SELECT {sums} {rows_of(period.start, period.end, 'traffic')}", {"app": str(app.id)}, app.tenant
+    )
+    return row
+
+
 class LimitedMinute(msgspec.Struct, frozen=True):
     """A minute in which hits were limited, and how many were let in."""
 

@@ -5,14 +5,15 @@ import csv
 import io
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote, urlencode
 
 import httpx
 import pytest
 
 from server.digest import traffic_rows
-from server.event_store import EventStore
-from tenants.apps import create_app
+from server.event_store import EventStore, EventStoreUnavailable
+from tenants.apps import change_app, create_app
 from tenants.errors import Busy
 from tenants.events import Row, event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
@@ -197,8 +198,6 @@ async def test_the_other_filters_stay_when_one_cannot_be_used(owner: httpx.Async
 async def test_a_panel_that_cannot_be_answered_offers_to_try_again(
     owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from server.event_store import EventStoreUnavailable
-
     async def away(*_: object) -> None:
         raise EventStoreUnavailable("away")
 
@@ -216,16 +215,27 @@ async def test_a_panel_that_cannot_be_answered_offers_to_try_again(
 async def test_queries_of_rejected_hits_are_masked_for_viewers(
     owner: httpx.AsyncClient, viewer: httpx.AsyncClient, shop: App, event_store: EventStore
 ) -> None:
-    await hits(event_store, shop, [sold("25.00", mail="ann@example.org"), sent("", mail="ann@example.org")])
-    for address in (f"/apps/{shop.id}/rejected?whole=1", f"/apps/{shop.id}/panels/rejected", f"/apps/{shop.id}/live"):
-        assert "ann%40example.org" in (await owner.get(address)).text
+    # Of an amount that is none the reason repeats what was sent.
+    await hits(
+        event_store,
+        shop,
+        [sold("25.00", mail="ann@example.org"), sent("", mail="ann@example.org"), sold("zoe@example.org")],
+    )
+    for address in (
+        f"/apps/{shop.id}/rejected?whole=1",
+        f"/apps/{shop.id}/panels/rejected",
+        f"/apps/{shop.id}/live/hits",
+    ):
+        assert "ann%40example.org" in (whole := (await owner.get(address)).text)
+        assert "zoe@example.org" in whole
         seen = (await viewer.get(address)).text
         assert "params=…" in seen
         assert "ann%40" not in seen
+        assert "zoe" not in seen
 
 
 async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore) -> None:
-    page = (await owner.get(f"/apps/{busy_shop.id}/live")).text
+    page = (await owner.get(f"/apps/{busy_shop.id}/live?whole=1")).text
     assert page.count('<article class="hit') == 10
     assert ESCAPED in page
     assert "<script>alert" not in page
@@ -238,7 +248,7 @@ async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: 
     assert "<article" not in (await owner.get(f"/apps/{busy_shop.id}/live/newer", params={"after": after})).text
     assert (await owner.get(f"/apps/{busy_shop.id}/live/newer", params={"after": "made up"})).status_code == 400
     assert (await owner.get(f"/apps/{busy_shop.id}/live/newer")).status_code == 400
-    only = (await owner.get(f"/apps/{busy_shop.id}/live?kind=rejected&category=revenue")).text
+    only = (await owner.get(f"/apps/{busy_shop.id}/live?whole=1&kind=rejected&category=revenue")).text
     assert only.count('<article class="hit') == 1
 
 
@@ -246,7 +256,7 @@ async def test_live_has_the_filters_of_the_other_views(
     owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore
 ) -> None:
     address = f"/apps/{busy_shop.id}/live?period=7d&params.plan=pro"
-    page = (await owner.get(f"{address}&text=signup")).text
+    page = (await owner.get(f"{address}&text=signup&whole=1")).text
     assert page.count('<article class="hit') == 2
     assert "plan is pro" in page
     # Its links keep what it contains; those to the other views keep period and filters.
@@ -262,7 +272,7 @@ async def test_live_has_the_filters_of_the_other_views(
     added = await owner.get(f"{address}&kind=recorded&add_field=event_token&add_how=is&add_value=signup")
     assert added.status_code == 303
     assert added.headers["location"] == f"{address}&event_token=signup&kind=recorded"
-    wrong = await owner.get(f"/apps/{busy_shop.id}/live?add_field=currency&add_value=EURO")
+    wrong = await owner.get(f"/apps/{busy_shop.id}/live?whole=1&add_field=currency&add_value=EURO")
     assert "The filter was not added" in wrong.text
 
 
@@ -364,10 +374,13 @@ async def test_a_tenant_with_many_apps_cannot_keep_the_others_waiting(
     slow = "SELECT sleepEachRow(0.05) FROM numbers(40) SETTINGS max_block_size = 1"
     asked = [asyncio.create_task(event_store.query(slow, {}, shop.tenant)) for _ in range(120)]
     await asyncio.sleep(0)
-    for path in (f"/apps/{shop.id}/panels/totals", f"/apps/{other.id}/panels/totals", "/apps/counts", "/account/usage"):
+    for path in (f"/apps/{shop.id}/panels/totals", f"/apps/{other.id}/panels/totals", "/account/usage"):
         assert (await owner.get(path)).status_code == 429
+    assert "No numbers right now" in (await owner.get("/apps/counts")).text
     for path in (f"/apps/{bobs.id}/panels/totals", "/apps/counts"):
-        assert (await asyncio.wait_for(stranger.get(path), 5)).status_code == 200
+        reply = await asyncio.wait_for(stranger.get(path), 5)
+        assert reply.status_code == 200
+        assert "No numbers right now" not in reply.text
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
@@ -389,3 +402,161 @@ async def test_a_thousand_hits_are_not_compressed_on_the_loop_that_takes_hits(
 async def test_a_form_larger_than_a_hit_is_refused(anonymous: httpx.AsyncClient) -> None:
     reply = await anonymous.post("/login", content="a=&" * 30_000, headers={"Content-Type": URLENCODED})
     assert reply.status_code == 413
+
+
+async def test_a_view_without_custom_values_is_broken_down_by_event_token(
+    owner: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sent("page_view"), sent("page_view"), sent("signup", plan="pro")])
+    address = f"/apps/{shop.id}/panels/breakdown"
+    chosen = '<option value="event_token" selected>'
+    assert chosen not in (await owner.get(address)).text
+    panel = (await owner.get(f"{address}?event_token=page_view")).text
+    assert chosen in panel
+    assert ">2</span>" in panel.partition("page_view</a>")[2]
+    assert "No custom values yet" not in panel
+    assert "No events in this time" in (await owner.get(f"{address}?event_token=nothing")).text
+    other, _ = await create_app(await tenant_of(shop), "Plain")
+    await hits(event_store, other, [sent("page_view")])
+    assert "No custom values yet" in (await owner.get(f"/apps/{other.id}/panels/breakdown")).text
+
+
+async def tenant_of(app: App) -> Tenant:
+    tenant = await Tenant.objects().get(Tenant.id == app.tenant)
+    assert tenant is not None
+    return tenant
+
+
+@pytest.mark.parametrize("panel", ["breakdown", "revenue-by"])
+async def test_any_field_can_be_typed(owner: httpx.AsyncClient, busy_shop: App, panel: str) -> None:
+    address = f"/apps/{busy_shop.id}/panels/{panel}?page=revenue"
+    assert '<option value="?">another field…</option>' in (await owner.get(address)).text
+    asked = (await owner.get(f"{address}&field=%3F")).text
+    assert f'<input id="{panel}-field" name="field"' in asked
+    assert "Type the name" in asked
+    typed = (await owner.get(f"{address}&field=plan")).text
+    assert '<option value="params.plan" selected>plan</option>' in typed
+    assert "pro</a>" in typed
+    rare = (await owner.get(f"{address}&field=coupon")).text
+    assert '<option value="params.coupon" selected>coupon</option>' in rare
+    wrong = (await owner.get(f"{address}&field=a..b")).text
+    assert f'value="a..b" aria-invalid="true" aria-describedby="{panel}-problem"' in wrong
+    assert "Name one of" in wrong
+
+
+async def test_fields_named_like_columns_keep_their_whole_names(
+    owner: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sent("view", category="boots", person={"plan": "pro"}, plan="free")])
+    options = (await owner.get(f"/apps/{shop.id}/panels/fields")).text
+    for name in ("params.category", "params.person.plan", "plan"):
+        assert f'value="{name}"' in options
+    assert 'value="person.plan"' not in options
+    added = await owner.get(f"/apps/{shop.id}?add_field=params.category&add_how=is&add_value=boots")
+    page = (await owner.get(added.headers["location"] + "&whole=1")).text
+    assert "params.category is boots" in page
+    assert ">1</span>" in page.partition("<dt>Events</dt>")[2].partition("<dt")[0]
+    panel = (await owner.get(f"/apps/{shop.id}/panels/breakdown")).text
+    for field, name in (("params.category", "params.category"), ("category", "category"), ("params.plan", "plan")):
+        assert f'<option value="{field}"' in panel
+        assert f">{name}</option>" in panel
+
+
+async def test_what_is_not_kept_is_not_compared(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    app = f"/apps/{busy_shop.id}"
+    tails = ("/panels/totals", "/panels/tokens", "/panels/revenue?page=revenue")
+    for tail in tails:
+        assert "none before" in (await owner.get(app + tail)).text
+        assert "not kept before" not in (await owner.get(app + tail)).text
+    assert "events are kept from" not in (await owner.get(app)).text
+    # Of the 30 days before, 15 are gone.
+    await change_app(busy_shop, retention_days=45)
+    for tail in tails:
+        assert "not kept before" in (panel := (await owner.get(app + tail)).text)
+        assert "none before" not in panel.partition("Rejected")[0]
+    assert "events are kept from" not in (await owner.get(app)).text
+    assert "events are kept from" in (await owner.get(f"{app}?period=90d")).text
+    assert "not kept before" not in (await owner.get(f"{app}/panels/totals?period=7d")).text
+
+
+async def test_rejected_hits_of_long_ago_are_not_denied(
+    owner: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sold("25.00"), sold("x")], ago=50 * 86_400)
+    await event_store.change("DELETE FROM rejections WHERE app_id = {app:UUID}", {"app": str(shop.id)})
+    today = datetime.now(UTC).date()
+    panels = f"/apps/{shop.id}/panels"
+    for first, last, said in (
+        (60, 40, "Rejected hits of this time are not kept any more"),
+        (60, 0, "Those from before are not kept any more"),
+        (5, 0, "No hit was rejected in this time"),
+    ):
+        days = f"period=custom&from={today - timedelta(days=first)}&to={today - timedelta(days=last)}&page=rejected"
+        assert said in (await owner.get(f"{panels}/rejected?{days}")).text
+        traffic = (await owner.get(f"{panels}/traffic?{days}")).text
+        rejected = traffic.partition("<dt>Rejected</dt>")[2].partition("<dt")[0]
+        assert f">{2 if first == 60 else 0}</span>" in rejected
+
+
+async def test_rejected_hits_are_compared_and_filtered_by_category(
+    owner: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    await hits(event_store, shop, [sold("25.00"), sent("")])
+    await hits(event_store, shop, [sold("x")] * 4, ago=86_400 * 8)
+    page = f"/apps/{shop.id}/rejected?period=7d&whole=1"
+    text = (await owner.get(page)).text
+    assert "▼" in text.partition("<dt>Rejected</dt>")[2].partition("<dt")[0]
+    assert "invalid_amount" in text
+    assert "missing_event_token" in text
+    only = (await owner.get(f"{page}&category=revenue")).text
+    assert "invalid_amount" in only
+    assert "missing_event_token" not in only
+    assert "Of the filters only" not in only
+    both = (await owner.get(f"{page}&category=revenue&params.plan=pro")).text
+    assert "missing_event_token" not in both
+    assert "Of the filters only the category applies here" in both
+
+
+async def test_nothing_sold_in_a_currency_is_said(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:
+    await hits(event_store, shop, [sold("-900", "USD"), sold("2500")])
+    await hits(event_store, shop, [sold("700", "GBP")], ago=8 * 86_400)
+    panels, days = f"/apps/{shop.id}/panels", "period=7d&page=revenue"
+    assert "Nothing was sold in GBP in this time" in (await owner.get(f"{panels}/revenue?{days}&in=GBP")).text
+    by = (await owner.get(f"{panels}/revenue-by?{days}&in=GBP")).text
+    assert "Nothing was sold in GBP in this time" in by
+    assert "<table" not in by
+    largest = (await owner.get(f"{panels}/orders?{days}&in=USD")).text.partition("Largest in USD")[2]
+    assert "None in this time" in largest
+    assert "<table" not in largest
+
+
+async def test_the_export_of_the_revenue_page_is_of_revenue(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    page = (await owner.get(f"/apps/{busy_shop.id}/revenue?params.plan=team")).text
+    address = page.partition(f'href="/apps/{busy_shop.id}/export?')[2].partition('"')[0].replace("&amp;", "&")
+    rows = list(csv.DictReader(io.StringIO((await owner.get(f"/apps/{busy_shop.id}/export?{address}")).text)))
+    assert {row["category"] for row in rows} == {"revenue"}
+    assert len(rows) == 2
+
+
+async def test_while_the_event_store_is_away_pages_say_so(
+    owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise EventStoreUnavailable("away")
+
+    other, _ = await create_app(await tenant_of(busy_shop), "Never hit")
+    assert "Waiting for the first hit" not in (await owner.get(f"/apps/{busy_shop.id}")).text
+    monkeypatch.setattr(event_store, "query", away)
+    # Asked again in a second, and what is there stays.
+    assert (await owner.get(f"/apps/{other.id}/waiting", headers={"HX-Request": "true"})).status_code == 204
+    for address in ("/apps/counts", "/apps?whole=1"):
+        reply = await owner.get(address)
+        assert reply.status_code == 200
+        assert reply.text.count("No numbers right now") == 2
+    live = await owner.get(f"/apps/{busy_shop.id}/live?whole=1")
+    assert live.status_code == 200
+    assert "Hits cannot be read right now" in live.text
+    assert (await owner.get(f"/apps/{busy_shop.id}/live")).text.count("live/hits?") == 1
+    hits_of_page = await owner.get(f"/apps/{busy_shop.id}/live/hits", headers={"HX-Request": "true"})
+    assert hits_of_page.status_code == 503
+    assert "Try again" in hits_of_page.text

@@ -251,13 +251,16 @@ async def retention_report(
     back: Annotated[
         str | None, QueryParameter(name="return", description="The event token that counts as return. Else any event.")
     ] = None,
+    new: Annotated[
+        bool, Parameter(description="Leave out people who had such a first event before the period already.")
+    ] = False,
 ) -> RetentionAnswer:
     """People by the day, week or month of their first event, and how many of them came back in each one after.
 
     Intervals are the calendar's in the app's time zone, 64 at most. `returned` and `shares` begin with the interval of
     the first event itself. Without an interval it is days for a month, weeks for half a year, else months.
     """
-    found = await retention(app, store, when, which, first, back)
+    found = await retention(app, store, when, which, first, back, new)
     return RetentionAnswer(about(in_intervals(when)), found)
 
 

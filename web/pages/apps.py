@@ -1,7 +1,6 @@
 """A tenant's apps: the list, a new one, and one's settings, tokens and end."""
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -19,7 +18,7 @@ from tenants.reports.overview import Glance, overview
 from tenants.reports.period import MAX_DAYS
 from tenants.tables import App
 from web.forms import is_name, text
-from web.guards import AnyRequest, Member, OurApp, Viewer
+from web.guards import AnyRequest, Me, Member, OurApp, Viewer
 from web.pages.connection import connection
 from web.rendering import NOTICES, go, render
 
@@ -64,12 +63,24 @@ def _choices(form: dict[str, str]) -> dict[str, Any]:
 async def list_page(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
     """All apps; their numbers are fetched once the page is there, or come with it where there is no script."""
     listed = await apps.list_apps(viewer.tenant)
-    glances: dict[UUID, Glance] = {}
-    if request.query_params.get("whole") == "1":
-        # Away, it leaves the list without numbers.
-        with contextlib.suppress(Unavailable):
-            glances = await overview(viewer.tenant, listed, request.app.state.event_store, datetime.now(UTC))
-    return await render(request, "apps/list.html", apps=listed, glances=glances)
+    whole = request.query_params.get("whole") == "1"
+    glances = await _glances(request, viewer, listed) if whole else {}
+    return await render(request, "apps/list.html", apps=listed, glances=glances, whole=whole)
+
+
+@get("/apps/counts")
+async def counts(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
+    """Today's numbers of all apps, each put into its place in the list."""
+    listed = await apps.list_apps(viewer.tenant)
+    return await render(request, "app/_counts.html", apps=listed, glances=await _glances(request, viewer, listed))
+
+
+async def _glances(request: AnyRequest, viewer: Me, listed: Sequence[App]) -> dict[UUID, Glance]:
+    """Each app's; none while the event store does not answer."""
+    try:
+        return await overview(viewer.tenant, listed, request.app.state.event_store, datetime.now(UTC))
+    except Unavailable:
+        return {}
 
 
 @get("/apps/new")
@@ -226,6 +237,7 @@ async def delete(request: AnyRequest, member: Member, app: OurApp) -> Response[b
 
 handlers = [
     list_page,
+    counts,
     new_page,
     create,
     settings_page,

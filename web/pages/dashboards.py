@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 import msgspec
 from litestar import Response, get
@@ -24,20 +25,21 @@ from tenants.reports.breakdown import breakdown
 from tenants.reports.fields import fields, properties_of_people
 from tenants.reports.first_hit import has_hits
 from tenants.reports.funnel import UNITS
-from tenants.reports.overview import overview
-from tenants.reports.rejected import rejected
+from tenants.reports.rejected import rejected, rejections_from
 from tenants.reports.revenue import largest_orders, latest_orders, revenue, revenue_by, revenue_series
 from tenants.reports.series import series
+from tenants.reports.sql import COLUMNS
 from tenants.reports.tokens import tokens
 from tenants.reports.totals import totals
-from tenants.reports.traffic import limited_minutes, traffic
+from tenants.reports.traffic import limited_minutes, outcomes, traffic
 from tenants.reports.usage import usage
 from tenants.snippets import img_tag, pixel_url
+from tenants.tables import App
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.pages import journeys
 from web.rendering import fragment, go, is_htmx, plain_money, render
-from web.view import View, adding, bucket_label, filterable, named, pairs_of, view_of
+from web.view import View, adding, bucket_label, filterable, named, pairs_of, short, view_of
 
 Context = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
@@ -45,8 +47,8 @@ Panel = Callable[[View, Queries, Mapping[str, str]], Awaitable[Context]]
 
 # What is chosen in a panel: which field it is about, in which currency. It stands in the page's address.
 _CHOSEN = ("field", "in")
-# The fields that events can be broken down by beside those of params.
-_COLUMNS = ("event_token", "category", "currency")
+# Asks for a place to type the field in: one that few events have is not in the list of those that there are.
+_TYPED = "?"
 
 
 def _exactly(value: int) -> tuple[int, str]:
@@ -76,9 +78,10 @@ async def _tokens(view: View, store: Queries, _asked: Mapping[str, str]) -> Cont
 
 async def _breakdown(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
     known = await fields(view.app, store, view.period, view.filters)
-    field = asked.get("field") or (known.fields[0].field if known.fields else "")
+    chosen = _field(asked, known.fields[0].field if known.fields else "event_token")
+    field = chosen["field"]
     found = await breakdown(view.app, store, view.period, view.filters, field) if field else None
-    return {"known": known, "field": field, "name": named(field), "found": found}
+    return {"known": known, "found": found, **chosen}
 
 
 async def _revenue(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
@@ -104,16 +107,10 @@ async def _revenue_by(view: View, store: Queries, asked: Mapping[str, str]) -> C
     currencies = [row.currency for row in await revenue(view.app, store, view.period, view.filters)]
     currency = _currency(asked, currencies)
     known = await fields(view.app, store, view.period, view.filters)
-    field = asked.get("field") or "event_token"
-    found = await revenue_by(view.app, store, view.period, view.filters, field, currency) if currency else None
-    return {
-        "known": known,
-        "field": field,
-        "name": named(field),
-        "currencies": currencies,
-        "currency": currency,
-        "found": found,
-    }
+    chosen = _field(asked, "event_token")
+    field = chosen["field"] if currency else ""
+    found = await revenue_by(view.app, store, view.period, view.filters, field, currency) if field else None
+    return {"known": known, "currencies": currencies, "currency": currency, "found": found, **chosen}
 
 
 async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
@@ -122,6 +119,20 @@ async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Conte
     largest = await largest_orders(view.app, store, view.period, view.filters, currency) if currency else []
     latest = await latest_orders(view.app, store, view.period, view.filters)
     return {"largest": largest, "latest": latest, "currencies": currencies, "currency": currency}
+
+
+def _field(asked: Mapping[str, str], usual: str) -> Context:
+    """The `field` that a panel is about and its `name`; where it is to be typed, what was `typed` and the `problem`."""
+    given = asked.get("field", "").strip() or usual
+    field, typed, problem = "", None, ""
+    if given == _TYPED:
+        typed = ""
+    elif given:
+        try:
+            field = filterable(given)
+        except InvalidValue as error:
+            typed, problem = given, str(error)
+    return {"field": field, "name": named(field), "typed": typed, "problem": problem}
 
 
 def _chosen(asked: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -142,7 +153,8 @@ def _currency(asked: Mapping[str, str], currencies: list[str]) -> str:
 
 
 async def _rejected(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
-    return {"reasons": await rejected(view.app, store, view.period)}
+    reasons = await rejected(view.app, store, view.period, view.filters)
+    return {"reasons": reasons, "since": rejections_from(view.app)}
 
 
 async def _traffic(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
@@ -152,12 +164,15 @@ async def _traffic(view: View, store: Queries, _asked: Mapping[str, str]) -> Con
     minutes = await limited_minutes(view.app, store, view.period)
     labels = [bucket_label(at, found.interval) for at in found.buckets]
     sums = {name: sum(counts) for name, counts in lines} | {"Recorded": sum(found.recorded)}
-    return {"columns": columns, "labels": labels, "minutes": minutes, "sums": sums}
+    earlier = await outcomes(view.app, store, view.period.before)
+    before = {"Recorded": earlier["recorded"], "Rejected": earlier["rejected"]}
+    before |= {"Limited": earlier["limited"], "Duplicates": earlier["duplicate"]}
+    return {"columns": columns, "labels": labels, "minutes": minutes, "sums": sums, "before": before}
 
 
 async def _fields(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
     found = await fields(view.app, store, view.period, view.filters)
-    return {"options": [*_COLUMNS, *(each.field.removeprefix("params.") for each in found.fields), *found.properties]}
+    return {"options": [*COLUMNS, *(short(each.field) for each in found.fields), *found.properties]}
 
 
 async def _values(view: View, store: Queries, asked: Mapping[str, str]) -> Context:
@@ -234,12 +249,20 @@ async def _page(
 async def events_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """What happened; for an app that was never hit, its snippet and a place to wait for the first hit."""
     try:
-        waiting = not await has_hits(app, request.app.state.event_store)
+        waiting = not await _was_hit(request, app)
     except Unavailable:
         waiting = False  # the panels say so
     if waiting:
         return await render(request, "app/waiting.html", app=app, tab="", **await _waiting(request, app))
     return await _page(request, app, "", ("totals", "chart", "tokens", "breakdown"))
+
+
+async def _was_hit(request: AnyRequest, app: App) -> bool:
+    """Whether it ever was: then it stays so, and no page has to wait for the event store to say it again."""
+    hit: set[UUID] = request.app.state.apps_hit
+    if app.id not in hit and await has_hits(app, request.app.state.event_store):
+        hit.add(app.id)
+    return app.id in hit
 
 
 async def _waiting(request: AnyRequest, app: OurApp) -> Context:
@@ -252,7 +275,11 @@ async def _waiting(request: AnyRequest, app: OurApp) -> Context:
 @get("/apps/{app_id:str}/waiting")
 async def waiting(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """Asked again and again until the first hit is there: then the page becomes the dashboard."""
-    if not await has_hits(app, request.app.state.event_store):
+    try:
+        waits = not await _was_hit(request, app)
+    except Unavailable:
+        waits = True  # it is asked again in a second
+    if waits:
         return Response(b"", status_code=204)
     return Response(b"", status_code=200, headers={"HX-Refresh": "true"})
 
@@ -305,14 +332,6 @@ async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Respon
     return response
 
 
-@get("/apps/counts")
-async def counts(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
-    """Today's numbers of all apps, each put into its place in the list."""
-    apps = await list_apps(viewer.tenant)
-    glances = await overview(viewer.tenant, apps, request.app.state.event_store, datetime.now(UTC))
-    return await render(request, "app/_counts.html", apps=apps, glances=glances)
-
-
 @get("/account/usage")
 async def limit_used(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
     """How much of the tenant's limit is used."""
@@ -330,6 +349,5 @@ handlers = [
     funnel_page,
     rejected_page,
     panel,
-    counts,
     limit_used,
 ]

@@ -33,13 +33,16 @@ def own_of(page: str, pairs: Pairs) -> list[tuple[str, str]]:
     if page == "funnel":
         return read_form(pairs).pairs()
     given = {name: value.strip() for name, value in pairs}
-    return [(name, given[name]) for name in ("first", "return") if given.get(name)]
+    only_new = [("new", "1")] if given.get("new") == "1" else []
+    return [*((name, given[name]) for name in ("first", "return") if given.get(name)), *only_new]
 
 
 async def retention_panel(view: View, store: Queries, _asked: Mapping[str, str]) -> Context:
     """A row a cohort: its label, its size, and of each interval (share, persons, shade 0 to 10)."""
     given = dict(view.own)
-    found = await retention(view.app, store, view.period, view.filters, given.get("first"), given.get("return"))
+    found = await retention(
+        view.app, store, view.period, view.filters, given.get("first"), given.get("return"), "new" in given
+    )
     rows = [(bucket_label(each.start, found.interval), each, _cells(each)) for each in found.cohorts]
     people = sum(cohort.size for cohort in found.cohorts)
     every = [(share, heat(share or 0)) for share in found.shares]

@@ -5,7 +5,7 @@ from typing import Any, cast, get_args
 import msgspec
 from litestar import Response, get
 
-from tenants.errors import InvalidValue
+from tenants.errors import InvalidValue, Unavailable
 from tenants.live import Kind, newest
 from tenants.tables import App
 from web.guards import AnyRequest, OurApp, Viewer
@@ -23,15 +23,14 @@ def _view(request: AnyRequest, app: App) -> View:
     return view_of(request, app, f"/apps/{app.id}/live", tuple(pair for pair in own if pair[1]))
 
 
-async def _show(request: AnyRequest, view: View, template: str, after: str | None, masked: bool) -> Response[bytes]:
+async def _context(request: AnyRequest, view: View, after: str | None, masked: bool) -> dict[str, Any]:
     own = dict(view.own)
     kind, text = cast("Kind | None", own.get("kind")), own.get("text")
     store = request.app.state.event_store
     found = await newest(
         view.app, store, after=after, kind=kind, filters=view.filters, text=text, masked=masked, limit=_FIRST
     )
-    context: dict[str, Any] = {"tab": "live", "view": view, "own": own, "found": found, "pretty": pretty}
-    return await render(request, template, app=view.app, **context)
+    return {"app": view.app, "view": view, "own": own, "found": found, "pretty": pretty, "failed": ""}
 
 
 def pretty(params: str) -> str:
@@ -41,11 +40,24 @@ def pretty(params: str) -> str:
 
 @get("/apps/{app_id:str}/live")
 async def live_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
-    """The newest hits, and the place where newer ones appear."""
+    """The place for the newest hits; they come with it where there is no script."""
     view, filters = adding(_view(request, app), list(request.query_params.multi_items()))
     if filters is not None:
         return go(view.link(filters))
-    return await _show(request, view, "app/live.html", None, not viewer.may_change)
+    context: dict[str, Any] = {"app": app, "view": view, "own": dict(view.own)}
+    if view.whole:
+        try:
+            context = await _context(request, view, None, not viewer.may_change)
+        except Unavailable:
+            context["failed"] = "Hits cannot be read right now. They are kept meanwhile; reload in a minute."
+    return await render(request, "app/live.html", tab="live", **context)
+
+
+@get("/apps/{app_id:str}/live/hits")
+async def hits(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
+    """The newest hits, and what asks for newer ones."""
+    context = await _context(request, _view(request, app), None, not viewer.may_change)
+    return await render(request, "app/_live.html", **context)
 
 
 @get("/apps/{app_id:str}/live/newer")
@@ -54,7 +66,8 @@ async def newer(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[by
     after = request.query_params.get("after")
     if not after:
         raise InvalidValue("after", "Load the page again: this address is for pages that are open.")
-    return await _show(request, _view(request, app), "app/_newer.html", after, not viewer.may_change)
+    context = await _context(request, _view(request, app), after, not viewer.may_change)
+    return await render(request, "app/_newer.html", **context)
 
 
-handlers = [live_page, newer]
+handlers = [live_page, hits, newer]

@@ -37,11 +37,20 @@ function say(text) {
   setTimeout(() => (region.textContent = text), 50);
 }
 
-// <form data-auto>: sent when a choice in it changes; its button is for those without script.
+// <form data-auto>: sent when a choice in it changes; its button is for those without script, and for the keyboard:
+// there each press of an arrow is a choice.
+let byKey = false;
+document.addEventListener("keydown", (event) => {
+  byKey = event.target.matches("select") && event.key.startsWith("Arrow") && !event.altKey;
+  if (event.key === "Enter" && event.target.matches("form[data-auto].by-key select")) event.target.form.requestSubmit();
+});
+document.addEventListener("pointerdown", () => (byKey = false));
 document.addEventListener("change", (event) => {
   const form = event.target.closest("form[data-auto]");
   // A day that is typed changes with each digit: it has a button.
-  if (form && event.target.type !== "date") form.requestSubmit();
+  if (!form || event.target.type === "date") return;
+  if (byKey) form.classList.add("by-key");
+  else form.requestSubmit();
 });
 
 // A filter of a funnel's step is typed in several fields, and is sent by its button.
@@ -70,9 +79,10 @@ document.addEventListener("click", (event) => {
 });
 
 // <div data-most="200">: what grows at the top loses its oldest at the bottom.
-document.addEventListener("htmx:oobAfterSwap", (event) => {
-  const list = event.target.closest("[data-most]");
-  while (list && list.children.length > Number(list.dataset.most)) list.lastElementChild.remove();
+document.addEventListener("htmx:afterSettle", () => {
+  for (const list of document.querySelectorAll("[data-most]")) {
+    while (list.children.length > Number(list.dataset.most)) list.lastElementChild.remove();
+  }
 });
 
 // What was chosen in a panel stands in the page's address: links within the page that were drawn before keep it, too.
@@ -83,6 +93,13 @@ document.addEventListener("htmx:replacedInHistory", () => {
     const address = new URL(link.href);
     for (const name of ["field", "in"]) if (asked.has(name)) address.searchParams.set(name, asked.get(name));
     link.search = address.search;
+  }
+  // A currency chosen in one panel is the page's: the others follow.
+  const currency = asked.get("in");
+  for (const select of document.querySelectorAll('main select[name="in"]')) {
+    if (select.value === currency || ![...select.options].some((option) => option.value === currency)) continue;
+    select.value = currency;
+    select.form.requestSubmit();
   }
 });
 
@@ -98,6 +115,11 @@ for (const name of ["htmx:sendError", "htmx:timeout"]) {
     target.prepend(notice);
   });
 }
+
+// It can be reached again.
+document.addEventListener("htmx:afterRequest", (event) => {
+  if (event.detail.xhr.status) event.detail.target?.querySelector(":scope > .offline")?.remove();
+});
 
 // <input data-timezone>: the browser's.
 for (const field of document.querySelectorAll("[data-timezone]")) {

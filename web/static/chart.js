@@ -150,7 +150,7 @@
   }
 
   function drawAll(root) {
-    for (const figure of root.querySelectorAll?.("figure.chart") ?? []) draw(figure);
+    for (const figure of root.querySelectorAll("figure.chart")) if (!drawn.has(figure)) draw(figure);
   }
 
   function redraw() {
@@ -164,7 +164,7 @@
 
   drawAll(document);
   // After a panel arrived, what is in it.
-  document.addEventListener("htmx:afterSettle", (event) => drawAll(event.detail.target));
+  document.addEventListener("htmx:afterSettle", () => drawAll(document));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   let timer;
   let width = innerWidth;

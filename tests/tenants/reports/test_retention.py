@@ -71,6 +71,30 @@ async def test_cohorts(
     assert [cohort.start.day for cohort in found.cohorts] == [2, 3, 4, 5]
 
 
+async def test_only_who_is_new(visited: Shop) -> None:
+    """Whoever did it before the period is in no cohort, under whichever id."""
+    days = {"from": "2026-03-03", "to": "2026-03-05"}
+
+    async def new(first: str | None, *filters: tuple[str, str]) -> list[tuple[int, list[int]]]:
+        found = await retention(
+            visited.app, visited.events, visited.period(**days), filters_of(filters), first, new=True
+        )
+        assert found.new
+        return table(found)
+
+    # All three were here on the 2nd; Cem bought then, but viewed nothing.
+    assert await new(None) == [(0, [0] * 3), (0, [0] * 2), (0, [0])]
+    assert await new("view") == [(1, [1, 0, 1]), (0, [0] * 2), (0, [0])]
+    assert await new("buy") == [(1, [1, 0, 1]), (0, [0] * 2), (0, [0])]
+    assert await new("signup") == [(1, [1, 0, 1]), (1, [1, 0]), (0, [0])]
+    assert await new(None, ("category", "revenue")) == [(1, [1, 0, 1]), (0, [0] * 2), (0, [0])]
+    await visited.events.change(
+        "INSERT INTO person_aliases SELECT {app:UUID}, {alias:UUID}, {person:UUID}, 1",
+        {"app": str(visited.app.id), "alias": str(CEM), "person": str(ANN)},
+    )
+    assert await new("view") == [(0, [0] * 3), (0, [0] * 2), (0, [0])]
+
+
 async def test_shares(visited: Shop) -> None:
     found = await ask(visited, "view", "view")
     assert found.cohorts[0].shares == [1.0, 0.5, 0.5, 0.5]
