@@ -32,6 +32,8 @@ def _postgres_programs() -> Path | None:
 # They start servers, load them and look at the clock: one worker tells these stories, one after another. A machine
 # that stalls for a second fails what promises to take two: such a story is told once more, and the summary says so.
 _ALONE = {"live", "browser"}
+# Only looks at pages, however long they take.
+_NO_HURRY = "test_looks.py"
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -43,8 +45,8 @@ class _Scheduling(LoadScopeScheduling):
     """A file's tests are one worker's, and those of some folders, too."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "alone" if Path(file).parent.name in _ALONE else file
+        file = Path(nodeid.partition("::")[0])
+        return "alone" if file.parent.name in _ALONE and file.name != _NO_HURRY else str(file)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -43,6 +44,20 @@ class Shop:
         page.wait_for_url(re.compile("/apps"))
         # Without script the page goes on to another with all numbers: whoever leaves it before is led there yet.
         expect(page.locator(".loading")).to_have_count(0)
+
+
+def join_as_viewer(owner: Page, theirs: Page) -> None:
+    """Somebody is invited on the page of the owner, who is logged in, and follows the link on a page of theirs."""
+    owner.goto("/account/people")
+    owner.get_by_label("E-mail").fill(f"viewer-{secrets.token_hex(4)}@example.org")
+    owner.get_by_label("Role").last.select_option("viewer")
+    owner.get_by_role("button", name="Make the link").click()
+    link = owner.locator("#link").inner_text()
+    theirs.goto(link[link.index("/join/") :])
+    theirs.get_by_label("Name").fill("Vera")
+    theirs.get_by_label("Password").fill(PASSWORD)
+    theirs.get_by_role("main").get_by_role("button").first.click()
+    theirs.wait_for_url("**/apps")
 
 
 def open_shop(machine: Machine, name: str = "Boots & Blooms", hits: bool = True) -> Shop:

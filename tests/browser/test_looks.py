@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from machine import Machine
 from playwright.sync_api import Browser, BrowserContext, Page, expect
-from shop import Shop, open_shop
+from shop import Shop, join_as_viewer, open_shop
 
 AXE = Path(__file__).parent / "vendor/axe.js"
 SCREENSHOTS = Path(__file__).parent / "screenshots"
@@ -21,8 +21,11 @@ PUBLIC = [
     ("signup", "/signup"),
     ("login", "/login"),
     ("not-found", "/nothing-here"),
+    ("no-invitation", "/join/nobody-was-invited"),
     ("api", "/api/docs"),
 ]
+# Pages that are no success.
+FAILURES = ("not-found", "no-invitation", "viewer-refused")
 INSIDE = [
     ("apps", "/apps"),
     ("new-app", "/apps/new"),
@@ -55,6 +58,7 @@ INSIDE = [
     ("audiences-none", "NEW/audiences"),
     ("audience", "APP/audiences/AUDIENCE"),
     ("audience-change", "APP/audiences/AUDIENCE/change"),
+    ("audience-new", "APP/audiences/new?did=purchase&times=2&person.plan=pro"),
     ("delete-person", "APP/people/PERSON/delete"),
     ("waiting", "NEW"),
     ("snippet", "APP/snippet"),
@@ -73,6 +77,36 @@ INSIDE = [
     ("people", "/account/people"),
     ("keys", "/account/keys"),
     ("delete-account", "/account/delete"),
+]
+# What viewers see otherwise than members do.
+VIEWED = [
+    ("viewer-apps", "/apps"),
+    ("viewer-events", "APP"),
+    ("viewer-live", "APP/live"),
+    ("viewer-people", "APP/people"),
+    ("viewer-person", "APP/people/PERSON"),
+    ("viewer-audience", "APP/audiences/AUDIENCE"),
+    ("viewer-settings", "APP/settings"),
+    ("viewer-refused", "APP/delete"),
+    ("viewer-account", "/account"),
+    ("viewer-team", "/account/people"),
+    ("viewer-keys", "/account/keys"),
+]
+# Forms sent without anything in their fields: (name, address, the form's number in its page).
+MISTAKES = [
+    ("signup-wrong", "/signup", 0),
+    ("login-wrong", "/login", 0),
+    ("new-app-wrong", "/apps/new", 0),
+    ("settings-wrong", "APP/settings", 0),
+    ("facebook-wrong", "APP/settings", -1),
+    ("delete-app-wrong", "APP/delete", 0),
+    ("delete-person-wrong", "APP/people/PERSON/delete", 0),
+    ("audience-wrong", "APP/audiences/new", 0),
+    ("team-wrong", "/account/people", -1),
+    ("keys-wrong", "/account/keys", -1),
+    ("profile-wrong", "/account/profile", 1),
+    ("password-wrong", "/account/profile", 2),
+    ("delete-account-wrong", "/account/delete", 0),
 ]
 
 
@@ -105,9 +139,7 @@ def scheme(request: pytest.FixtureRequest) -> Literal["light", "dark"]:
 @pytest.fixture(scope="module")
 def outside(chromium: Browser, shop: Shop, scheme: Literal["light", "dark"]) -> Iterator[BrowserContext]:
     """Nobody's browser."""
-    context = chromium.new_context(
-        base_url=f"http://127.0.0.1:{shop.machine.process.port}", color_scheme=scheme, reduced_motion="reduce"
-    )
+    context = chromium.new_context(base_url=origin(shop), color_scheme=scheme, reduced_motion="reduce")
     context.set_default_timeout(20_000)
     yield context
     context.close()
@@ -125,7 +157,7 @@ def inside(outside: BrowserContext, shop: Shop, scheme: str) -> BrowserContext:
 @pytest.fixture(scope="module")
 def audience(chromium: Browser, shop: Shop) -> str:
     """The id of an audience that was pushed, as far as nobody answers."""
-    page = chromium.new_page(base_url=f"http://127.0.0.1:{shop.machine.process.port}")
+    page = chromium.new_page(base_url=origin(shop))
     shop.log_in(page)
     page.goto(shop.path("/audiences/new"))
     page.get_by_label("Name").fill("Buyers on the pro plan")
@@ -184,6 +216,77 @@ def test_a_person(inside: BrowserContext, shop: Shop, scheme: str, name: str, li
     look_at(inside, scheme, name, address)
 
 
+@pytest.mark.parametrize(("name", "address", "form"), MISTAKES, ids=[name for name, _, _ in MISTAKES])
+def test_forms_with_mistakes(
+    inside: BrowserContext, shop: Shop, person: str, scheme: str, name: str, address: str, form: int
+) -> None:
+    browser, context = inside.browser, inside
+    assert browser is not None
+    if address in ("/signup", "/login"):
+        context = browser.new_context(base_url=origin(shop), color_scheme="dark" if scheme == "dark" else "light")
+    page = context.new_page()
+    page.goto(address.replace("APP", shop.path()).replace("PERSON", person))
+    sent = page.locator("main form[method=post]").nth(form)
+    # As from a browser that checks nothing itself.
+    sent.evaluate("form => { form.noValidate = true }")
+    for box in sent.locator("input:not([type=hidden], [type=radio], [type=checkbox]), textarea").all():
+        if box.is_visible():
+            box.fill("")
+    sent.get_by_role("button").last.click()
+    expect(page.locator("main :is(.error, [role=alert]):visible").first).to_be_visible()
+    looked_at(page, scheme, name)
+    page.close()
+    if context is not inside:
+        context.close()
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["script", "no-script"])
+def test_a_test_hit(inside: BrowserContext, shop: Shop, scheme: str, javascript: bool) -> None:
+    browser = inside.browser
+    assert browser is not None
+    context = browser.new_context(
+        base_url=origin(shop),
+        color_scheme="dark" if scheme == "dark" else "light",
+        storage_state=inside.storage_state(),
+        java_script_enabled=javascript,
+    )
+    page = context.new_page()
+    page.goto(shop.path("/snippet?event_token=signup&as=json&json=%7B%22plan%22%3A%22pro%22%7D"))
+    page.get_by_role("button", name="Send a test hit").click()
+    if javascript:
+        expect(page.get_by_text("Recorded").first).to_be_visible()
+        looked_at(page, scheme, "test-hit")
+    else:
+        # axe is a script: without any the page is only looked at.
+        for width in (320, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=SCREENSHOTS / f"test-hit-sent-{width}-{scheme}.png", full_page=True)
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def viewer(inside: BrowserContext, shop: Shop, scheme: Literal["light", "dark"]) -> Iterator[BrowserContext]:
+    """The browser of somebody who may only look."""
+    browser = inside.browser
+    assert browser is not None
+    context = browser.new_context(base_url=origin(shop), color_scheme=scheme, reduced_motion="reduce")
+    owner, theirs = inside.new_page(), context.new_page()
+    join_as_viewer(owner, theirs)
+    owner.close()
+    theirs.close()
+    yield context
+    context.close()
+
+
+@pytest.mark.parametrize(("name", "address"), VIEWED, ids=[name for name, _ in VIEWED])
+def test_pages_of_a_viewer(
+    viewer: BrowserContext, shop: Shop, audience: str, person: str, scheme: str, name: str, address: str
+) -> None:
+    for word, meant in {"APP": shop.path(), "AUDIENCE": audience, "PERSON": person}.items():
+        address = address.replace(word, meant)
+    look_at(viewer, scheme, name, address)
+
+
 def test_an_invitation(inside: BrowserContext, outside: BrowserContext, scheme: str) -> None:
     page = inside.new_page()
     page.goto("/account/people")
@@ -195,19 +298,34 @@ def test_an_invitation(inside: BrowserContext, outside: BrowserContext, scheme: 
 
 
 def look_at(browser: BrowserContext, scheme: str, name: str, address: str) -> None:
-    """Open it in both widths. axe takes seconds a page: it looks at the light one wide and at the dark one narrow."""
-    SCREENSHOTS.mkdir(exist_ok=True)
+    """Open it: axe looks at the light one wide and at the dark one narrow."""
     page = browser.new_page()
-    for width in (1280, 320) if scheme == "dark" else (320, 1280):
-        page.set_viewport_size({"width": width, "height": 900})
+    looked_at(page, scheme, name, address)
+    page.close()
+
+
+def looked_at(page: Page, scheme: str, name: str, address: str | None = None) -> None:
+    """The page that is open, or is opened, in both widths; axe takes seconds, and looks at one of them."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    first, second = (1280, 320) if scheme == "dark" else (320, 1280)
+    page.set_viewport_size({"width": first, "height": 900})
+    if address is not None:
         reply = page.goto(address)
         assert reply is not None
-        assert reply.ok or name == "not-found"
-        settled(page)
+        assert reply.ok or name in FAILURES
+    settled(page)
+    for width in (first, second):
+        page.set_viewport_size({"width": width, "height": 900})
+        if width == second and page.locator("figure.chart canvas").count():
+            page.wait_for_timeout(300)  # charts are drawn anew a moment after the last change
         page.screenshot(path=SCREENSHOTS / f"{name}-{width}-{scheme}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert violations(page) == []
-    page.close()
+
+
+def origin(shop: Shop) -> str:
+    """Where the shop's machine answers."""
+    return f"http://127.0.0.1:{shop.machine.process.port}"
 
 
 def settled(page: Page) -> None:

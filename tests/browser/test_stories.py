@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlencode
 
 import pytest
 from machine import Machine, wait_until
-from playwright.sync_api import BrowserContext, Dialog, Page, expect
-from shop import HOSTILE, PASSWORD, Shop, open_shop
+from playwright.sync_api import BrowserContext, Dialog, Locator, Page, Route, expect
+from shop import HOSTILE, PASSWORD, Shop, join_as_viewer, open_shop
 
 from tenants.snippets import img_tag, pixel_url
 from web.pages.snippet import WHERE_TO
@@ -154,6 +154,19 @@ def test_what_a_hit_became_shows_within_two_seconds(page: Page, machine: Machine
     rejected = page.locator(".hit.rejected")
     expect(rejected).to_contain_text("invalid_amount", timeout=2_000)
     expect(rejected).to_contain_text("minor unit")
+
+
+def test_live_keeps_the_newest_hits_only(page: Page, machine: Machine) -> None:
+    mine = open_shop(machine, hits=False)
+    mine.log_in(page)
+    page.goto(mine.path("/live"))
+    expect(page.get_by_text("No hits yet.")).to_be_visible()
+    for burst in range(5):
+        for _ in range(45):
+            mine.hit(event_token=f"burst{burst}")
+        expect(page.locator(".hit", has_text=f"burst{burst}")).to_have_count(45, timeout=8_000)
+    expect(page.locator(".hit")).to_have_count(200)
+    expect(page.locator(".hit").first).to_contain_text("burst4")
 
 
 def test_live_without_script_is_read_by_hand(page: Page, javascript: bool, shop: Shop) -> None:
@@ -297,6 +310,72 @@ def test_what_a_breakdown_is_about_stays(page: Page, javascript: bool, shop: Sho
     expect(field).to_have_value("params.method")
 
 
+def test_the_currency_is_the_pages(page: Page, shop: Shop) -> None:
+    shop.log_in(page)
+    page.goto(shop.path("/revenue"))
+    chosen = page.locator('main select[name="in"]')
+    expect(chosen).to_have_count(3)
+    expect(page.locator(".loading, .htmx-added, .htmx-settling")).to_have_count(0)
+    chosen.nth(0).select_option("USD")
+    page.wait_for_url(re.compile("in=USD"))
+    for number in range(3):
+        expect(chosen.nth(number)).to_have_value("USD")
+    expect(page.get_by_role("heading", name="Largest in USD")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name="Largest in USD")).to_be_visible()
+
+
+def test_a_field_that_few_events_have_is_typed(page: Page, javascript: bool, shop: Shop) -> None:
+    shop.log_in(page)
+    page.goto(shop.path())
+    panel = page.locator("#breakdown")
+    expect(page.locator(".loading, .htmx-added, .htmx-settling")).to_have_count(0)
+    panel.get_by_label("Field").select_option("another field…")
+    if not javascript:
+        panel.get_by_role("button", name="Show").click()
+    panel.get_by_placeholder("coupon").fill("plan")
+    panel.get_by_role("button", name="Show").click()
+    expect(panel.get_by_role("link", name="pro", exact=True)).to_be_visible()
+    expect(panel.get_by_label("Field")).to_have_value("params.plan")
+    page.wait_for_url(re.compile("field=plan"))
+
+
+def test_a_panel_that_failed_is_tried_again(page: Page, shop: Shop) -> None:
+    shop.log_in(page)
+    wrong = """<div class="notice bad" role="alert"><p>Not right now.</p><p><button type="button" hx-get="ADDRESS"
+        hx-target="closest .notice" hx-swap="outerHTML">Try again</button></p></div>"""
+
+    def fail(route: Route) -> None:
+        body = wrong.replace("ADDRESS", route.request.url.replace("&", "&amp;"))
+        route.fulfill(status=503, content_type="text/html", body=body)
+
+    page.route("**/panels/chart*", fail, times=1)
+    page.goto(shop.path())
+    chart = page.locator("#chart")
+    expect(chart.get_by_text("Not right now.")).to_be_visible()
+    chart.get_by_role("button", name="Try again").click()
+    expect(chart.locator("canvas")).to_be_visible()
+    expect(chart.get_by_text("Not right now.")).to_have_count(0)
+
+
+def test_a_period_is_chosen_with_the_keyboard(page: Page, shop: Shop) -> None:
+    """An arrow key chooses; it leads nowhere until Enter, or the button, says so."""
+    shop.log_in(page)
+    page.goto(shop.path())
+    period = page.get_by_label("Period", exact=True)
+    period.focus()
+    before = page.url
+    for _ in range(2):
+        page.keyboard.press("ArrowUp")
+    expect(period).to_have_value("24h")
+    expect(period).to_be_focused()
+    page.wait_for_timeout(300)
+    assert page.url == before
+    expect(page.get_by_role("button", name="Show", exact=True).first).to_be_visible()
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("period=24h"))
+
+
 def test_revenue_is_never_mixed(page: Page, javascript: bool, shop: Shop) -> None:
     shop.log_in(page)
     page.goto(shop.path("/revenue"))
@@ -316,7 +395,21 @@ def test_rejected_hits_say_what_to_change(page: Page, javascript: bool, shop: Sh
     expect(page.locator("#rejected")).to_contain_text("minor unit")
 
 
-@pytest.mark.parametrize("tail", ["", "/revenue", "/live", "/rejected", "/snippet", "/settings"])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "",
+        "/revenue",
+        "/live",
+        "/rejected",
+        "/snippet",
+        "/settings",
+        "/people",
+        "/retention",
+        "/funnel",
+        "/audiences/new",
+    ],
+)
 def test_hostile_text_stays_text(page: Page, javascript: bool, shop: Shop, tail: str) -> None:
     shop.log_in(page)
     dialogs: list[str] = []
@@ -326,15 +419,30 @@ def test_hostile_text_stays_text(page: Page, javascript: bool, shop: Shop, tail:
         dialog.dismiss()
 
     page.on("dialog", shown)
-    shown_there = {"": HOSTILE, "/live": HOSTILE, "/rejected": "29.00"}
-    for query in ("", "?" + urlencode({"params.plan": HOSTILE}), "?" + urlencode({"event_token": HOSTILE})):
-        page.goto(shop.path(tail + query))
+    shown_there = {"": HOSTILE, "/live": HOSTILE, "/rejected": "29.00", "/people": HOSTILE}
+    steps = {"step1": HOSTILE, "step1.params.plan": HOSTILE, "step2": "signup", "by": "params.plan"}
+    queries: list[dict[str, str]] = [
+        {},
+        {"params.plan": HOSTILE},
+        {"event_token": HOSTILE},
+        *({"/people": [{"search": HOSTILE}, {"did": HOSTILE, "person.plan": HOSTILE}]}.get(tail, [])),
+        *({"/retention": [{"first": HOSTILE, "return": HOSTILE}], "/funnel": [steps]}.get(tail, [])),
+    ]
+    for query in queries:
+        page.goto(shop.path(f"{tail}?{urlencode(query)}"))
         page.wait_for_timeout(300)
         if text := shown_there.get(tail):
             expect(page.locator("main").get_by_text(text).first).to_be_visible()
         assert not dialogs
         assert page.locator("img[src='x']").count() == 0
         assert "onerror=alert(2)>49" not in page.content()
+    if tail == "/people":
+        page.goto(shop.path(f"/people?{urlencode({'search': HOSTILE})}"))
+        page.get_by_role("table").get_by_role("link").first.click()
+        expect(page.get_by_role("region", name="What happened").get_by_text(HOSTILE).first).to_be_visible()
+        expect(page.get_by_role("region", name="Properties").get_by_text(HOSTILE).first).to_be_visible()
+        assert not dialogs
+        assert page.locator("img[src='x']").count() == 0
 
 
 def test_an_export_is_taken_on_a_phone(page: Page, javascript: bool, shop: Shop) -> None:
@@ -417,38 +525,55 @@ def test_a_test_hit_tells_what_it_became(page: Page, javascript: bool, machine: 
     expect(recorded).to_be_visible(timeout=8_000)
 
 
-def test_a_viewer_looks_and_changes_nothing(page: Page, context: BrowserContext, machine: Machine) -> None:
+def test_a_viewer_looks_and_changes_nothing(
+    page: Page, javascript: bool, context: BrowserContext, machine: Machine
+) -> None:
     mine = open_shop(machine)
     mine.log_in(page)
-    page.goto("/account/people")
-    email = f"viewer-{secrets.token_hex(4)}@example.org"
-    page.get_by_label("E-mail").fill(email)
-    page.get_by_label("Role").last.select_option("viewer")
-    page.get_by_role("button", name="Make the link").click()
-    link = page.locator("#link").inner_text()
     browser = context.browser
     assert browser is not None
-    theirs = browser.new_context(base_url=f"http://127.0.0.1:{machine.process.port}")
+    theirs = browser.new_context(
+        base_url=f"http://127.0.0.1:{machine.process.port}", java_script_enabled=javascript, locale="en-GB"
+    )
+    theirs.set_default_timeout(10_000)
     tab = theirs.new_page()
-    tab.goto(link[link.index("/join/") :])
-    tab.get_by_label("Name").fill("Vera")
-    tab.get_by_label("Password").fill(PASSWORD)
-    tab.get_by_role("main").get_by_role("button").first.click()
-    tab.wait_for_url("**/apps")
+    join_as_viewer(page, tab)
     expect(tab.get_by_role("link", name="New app")).to_have_count(0)
+    # All that others see, but for whole addresses.
     tab.goto(mine.path())
-    expect(tab.locator("#totals dd").first).to_be_visible()
+    expect(tab.locator("#totals dd").first).to_have_text("41")
+    for name in ("Revenue", "Live", "Rejected", "Retention", "Funnel", "People", "Snippet"):
+        tab.get_by_role("navigation").get_by_role("link", name=name, exact=True).click()
+        expect(tab.get_by_role("heading", level=1)).to_contain_text("Boots & Blooms")
+        expect(tab.locator(".loading")).to_have_count(0)
+        assert not re.search(r"reader\d+(@|%40)example", tab.content())
+    tab.goto(mine.path("/people"))
+    tab.get_by_role("table").get_by_role("link", name="r…@example.com").first.click()
+    expect(tab.get_by_role("heading", name="r…@example.com")).to_be_visible()
+    for name in ("Export all that is known", "Delete this person"):
+        expect(tab.get_by_role("link", name=name)).to_have_count(0)
+    assert "reader" not in tab.get_by_role("main").inner_text()
+    with tab.expect_download() as started:
+        tab.goto(mine.path())
+        tab.get_by_text("Export", exact=True).click()
+        tab.get_by_role("link", name="CSV").click()
+    exported = started.value.path().read_text()
+    assert "r…@example.com" in exported
+    assert "reader" not in exported
+    # Nothing that changes anything.
     tab.goto(mine.path("/settings"))
     expect(tab.get_by_label("Name")).to_be_disabled()
-    expect(tab.get_by_role("button", name="Rotate")).to_have_count(0)
-    tab.goto(mine.path("/delete"))
-    expect(tab.get_by_text("Ask one of its owners")).to_be_visible()
+    for name in ("Save", "Rotate", "Issue"):
+        expect(tab.get_by_role("main").get_by_role("button", name=name)).to_have_count(0)
+    for path in (mine.path("/delete"), mine.path("/audiences/new"), "/apps/new"):
+        tab.goto(path)
+        expect(tab.get_by_text("Ask one of its owners")).to_be_visible()
     theirs.close()
 
 
 def test_the_chart_is_read_with_the_keyboard(page: Page, shop: Shop) -> None:
     shop.log_in(page)
-    page.goto(shop.path("?period=today&interval=hour"))
+    page.goto(shop.path("?period=24h&interval=hour"))
     chart = page.locator("#chart .plot")
     chart.focus()
     page.keyboard.press("End")
@@ -474,23 +599,78 @@ def test_the_chart_follows_the_window_and_the_colour_scheme(page: Page, shop: Sh
     expect(canvas).to_have_count(1)
 
 
-def test_log_in_and_open_an_app_with_the_keyboard_alone(page: Page, shop: Shop) -> None:
+def tab_to(page: Page, target: Locator) -> None:
+    """Press the key until the target has the focus, as people without a mouse do."""
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"never reached with the keyboard: {target}")
+
+
+def test_all_of_it_with_the_keyboard_alone(page: Page, javascript: bool, machine: Machine) -> None:
+    """Log in, open the app, build a snippet, filter what came, rename the app and delete it: no mouse."""
+    mine = open_shop(machine, "Keys only")
     page.goto("/login")
     # The first field has the focus.
-    page.keyboard.type(shop.owner)
+    page.keyboard.type(mine.owner)
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
-    page.wait_for_url("**/apps")
+
+    def arrive(address: str) -> None:
+        # Without script the page goes on to another with all numbers, where the focus begins anew.
+        page.wait_for_url(re.compile(address + ("$" if javascript else r".whole=1$")))
+
+    arrive("/apps")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     page.keyboard.press("Enter")
-    for _ in range(10):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.textContent.includes('Boots & Blooms')"):
-            break
+    tab_to(page, page.get_by_role("article").filter(has_text="Keys only").get_by_role("link").first)
     page.keyboard.press("Enter")
-    page.wait_for_url(f"**{shop.path()}")
+    arrive(mine.path())
+
+    # A filter.
+    tab_to(page, page.locator("summary", has_text="Add a filter"))
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_label("Field", exact=True).first)
+    page.keyboard.type("plan")
+    tab_to(page, page.get_by_label("Value"))
+    page.keyboard.type("pro")
+    page.keyboard.press("Enter")
+    arrive(r"params\.plan=pro")
+    tab_to(page, page.get_by_role("link", name="Remove the filter plan is pro"))
+    page.keyboard.press("Enter")
+    arrive(mine.path())
+    expect(page.get_by_text("plan is pro")).not_to_be_visible()
+
+    # A snippet.
+    tab_to(page, page.get_by_role("navigation").get_by_role("link", name="Snippet", exact=True))
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/snippet")
+    tab_to(page, page.get_by_label("Event token"))
+    page.keyboard.press("Control+A")
+    page.keyboard.type("signup")
+    page.keyboard.press("Enter")
+    expect(page.locator("#code-1")).to_contain_text("event_token=signup")
+
+    # Settings, and the end.
+    tab_to(page, page.get_by_role("navigation").get_by_role("link", name="Settings", exact=True))
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/settings")
+    tab_to(page, page.get_by_label("Name", exact=True).first)
+    page.keyboard.press("Control+A")
+    page.keyboard.type("No mouse")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("Saved.")
+    tab_to(page, page.get_by_role("link", name=re.compile("Delete")))
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/delete")
+    tab_to(page, page.get_by_role("main").get_by_role("textbox"))
+    page.keyboard.type("No mouse")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/apps")
+    expect(page.get_by_text("No mouse")).to_have_count(0)
 
 
 def test_a_first_load_weighs_less_than_150_kilobytes(page: Page, shop: Shop) -> None:
