@@ -46,7 +46,7 @@ def test_a_flood_is_cut_to_rate_and_burst_and_slows_nobody_else(
     statuses = [status for load in loads for status in load.answered.values()]
     assert set(statuses) == {200, 429}
     sent, recorded = len(statuses), statuses.count(200)
-    assert sent > 4.5 * RATE * seconds, "too little load to say anything"
+    assert sent > 2 * RATE * seconds, "too little load to say anything"
     assert recorded == pytest.approx(RATE * took + BURST, rel=tolerance)
 
     theirs = sum(len(load.answered) for load in others)
