@@ -19,7 +19,7 @@ import msgspec
 
 from tenants import bulk
 from tenants.secrets import SecretKey
-from tenants.tables import AccessToken, App, GraphPause, TokenSender, TokenState, transaction
+from tenants.tables import AccessToken, App, GraphPause, Reattribution, TokenSender, TokenState, transaction
 
 # A token is erased then, resolved or not.
 TOKEN_MS = 7 * 86_400_000
@@ -159,7 +159,12 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
             f"VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET {_ASK_AGAIN}",
             rows,
         )
-        states = dict(await bulk.find(AccessToken, ("key", "state"), "key", [row[0] for row in rows]))
+        found = await bulk.find(AccessToken, ("key", "state", "fbid"), "key", [row[0] for row in rows])
+        # Whose a token is may be known while there is more to ask.
+        unknown = {named for named, state, fbid in found if state == TokenState.WAITING and fbid is None}
+        # Who was put right since: another machine digested an earlier hit.
+        hits = [entry.hit_id for _, _, entry in new]
+        moved = dict(await bulk.find(Reattribution, ("hit_id", "person"), "hit_id", hits))
         # Whoever was told before is told again, of what becomes of it now.
         told_again = ", ".join(f"{name} = excluded.{name}" for name in _SENDER_COLUMNS[2:])
         await bulk.run(
@@ -177,9 +182,9 @@ async def keep(key: SecretKey, entries: Sequence[WaitingToken], now_ms: int) -> 
                     entry.uuid,
                     entry.email,
                     entry.fbid,
-                    entry.person,
+                    moved[entry.hit_id][16:] if entry.hit_id in moved else entry.person,
                     False,
-                    None if states[token] == TokenState.WAITING else now_ms,
+                    None if token in unknown else now_ms,
                 )
                 for named, token, entry in new
             ],

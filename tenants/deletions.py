@@ -181,9 +181,9 @@ async def unscoped_work_off(store: Store, digested_until: datetime, now: datetim
     done = 0
     failure: Exception | None = None
     for row in await Deletion.raw(_NEXT, _AT_ONCE):
-        deletion = await Deletion.objects().get(Deletion.id == row["id"])
+        deletion = await Deletion.objects().get((Deletion.id == row["id"]) & Deletion.done_at.is_null())
         if deletion is None:
-            continue
+            continue  # another process was faster
         # Before: one that fails has had its turn.
         await Deletion.update({Deletion.looked_at: int(now.timestamp() * 1000)}).where(Deletion.id == deletion.id)
         try:

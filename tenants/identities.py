@@ -206,6 +206,10 @@ class Persons:
         assert hit.fbid is not None
         entry = Entry(hit, b"", b"", [], persons={})
         key = before = self.root(of)
+        held = self.visitors.get(hit.visitor)
+        if held is not None and key not in self.persons:
+            # Who was here is somebody, so this is nobody any more: deleted, and named after a cookie that is another's.
+            return entry
         owned = self.owners[FBID_KIND].get(hit.fbid)
         if owned is None:
             person = self._changing(key, entry)
@@ -218,12 +222,13 @@ class Persons:
             person.size += 1
         elif (owned := self.root(owned)) != key:
             if key not in self.persons or not self._differ(owned, key, FBID_KIND):
-                self._changing(key, entry)
+                person = self._changing(key, entry)
+                if not person.size:
+                    person.known_at = hit.at
                 key = self._merge(owned, key, entry)
             elif hit.uuid is None and hit.email is None:
                 # The event itself told of nobody, so it is the other one's.
                 key = owned
-        held = self.visitors.get(hit.visitor)
         if (of == hit.visitor) if held is None else (key != before == self.root(held)):
             entry.visitor_moved, entry.visitor_of = True, held
             self.visitors[hit.visitor] = key

@@ -232,13 +232,16 @@ async def _place_all(
         apps[entry.hit.app].take_back(entry)
     stored = {entry.hit.hit_id: entry.stored for entry in undone}
     placed: dict[bytes, bytes] = {}
-    moving: list[Entry] = []
+    moving: dict[bytes, Entry] = {}
     for known in apps.values():
         known.keep = not in_order
     for hit in placing:
         known = apps[hit.app]
         key = known.place_known(hit)
         if key is None:
+            if hit.of is not None and (now := placed.get(hit.hit_id)) is not None:
+                # The hit itself was placed anew just now.
+                hit = msgspec.structs.replace(hit, of=now or hit.visitor)
             entry = known.place(hit)
             key = entry.person
         elif in_order:
@@ -248,23 +251,30 @@ async def _place_all(
         else:
             entry = Entry(hit, key, key)
         placed[hit.hit_id] = key
-        if stored and (was := stored.get(hit.hit_id)) is not None and was != key:
-            entry.stored = was
-            moving.append(entry)
+        if stored and (was := stored.get(hit.hit_id)) is not None:
+            # Of what was learnt of a hit later there are two entries: the last one says whose it is.
+            moving.pop(hit.hit_id, None)
+            if was != key:
+                entry.stored = was
+                moving[hit.hit_id] = entry
         if not in_order:
             sections.setdefault(hit.app, []).append(entry)
-    # Of what was learnt of a hit later there are two entries.
-    moved: dict[bytes, bulk.Row] = {}
-    for entry in moving:
+    moved: list[bulk.Row] = []
+    for entry in moving.values():
         hit, root = entry.hit, apps[entry.hit.app].root
         was, person = (key or hit.visitor for key in (entry.stored, entry.person))
         # Of persons who are one by now the event store knows that. Should it be taken back, this is asked again.
         if root(was) != root(person):
             # A hit's id begins with when it came.
             at = int.from_bytes(hit.hit_id[:6], "big")
-            moved[hit.hit_id] = (hit.hit_id, at, hit.app + was, hit.app + person, now_ms)
+            moved.append((hit.hit_id, at, hit.app + was, hit.app + person, now_ms))
             entry.stored = entry.person
-    await bulk.put(Reattribution, _MOVED_COLUMNS, list(moved.values()))
+    await bulk.put(Reattribution, _MOVED_COLUMNS, moved)
+    # Whoever sent an access token with it is whose it is now.
+    whose = [(person[16:], was[16:], hit_id) for hit_id, _, was, person, _ in moved]
+    await bulk.run(
+        tables.TokenSender, "UPDATE token_sender SET person = ? WHERE person = ? AND hit_id = ?", sorted(whose)
+    )
     await _write_sections(sections, newest)
     return placed, newest
 

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from server.database import Database
 from server.journal import hit_id
+from tenants.access_tokens import WaitingToken, keep
 from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, unscoped_roots
 from tenants.identities import Sighting
 from tenants.people import WINDOW_MS, Memory, identify, learn, told, unscoped_untold
-from tenants.tables import Identifier, Person, Reattribution, Visitor
+from tenants.secrets import SecretKey
+from tenants.tables import Identifier, Person, Reattribution, TokenSender, Visitor
 
 BEGAN = 1_700_000_000_000
 
@@ -202,6 +204,41 @@ async def test_what_facebook_tells_is_learnt_by_whose_event_it_was(
             assert await learn(msgspec.structs.replace(token, fbid="9", new_visitor=False, of=of), BEGAN)
         stored |= await digested([hit], "journal", f"{number}", memory)
     assert told_apart(await in_the_end(stored)) == expected
+    assert not await Person.exists().where(Person.size > 0, Person.known_at < BEGAN), "known since a hit"
+
+
+async def test_what_was_learnt_stays_where_an_earlier_hit_turns_up(database: Database) -> None:
+    """All is done again, the hit with the token and what was learnt of it, too."""
+    del database
+    hits = sightings("eann cA / ebob f9 cB / ecat cC / cA / f9 cD / cA")
+    stored: dict[bytes, bytes] = {}
+    for number in (0, 1, 3):
+        stored |= await digested([hits[number]], "journal 0", f"{number}")
+    of = stored[hits[3].hit_id][16:]
+    assert await learn(msgspec.structs.replace(hits[3], fbid="9", new_visitor=False, of=of), BEGAN)
+    for number in (2, 4, 5):
+        stored |= await digested([hits[number]], "journal 1", f"{number}")
+    assert told_apart(await in_the_end(stored)) == "abcbbb"
+
+
+async def test_a_token_is_whose_hit_it_is_once_an_earlier_one_turned_up(database: Database) -> None:
+    """Whether it was kept before or after."""
+    del database
+    key = SecretKey("a secret of at least 32 characters", "facebook")
+    for kept_first in (True, False):
+        hits = sightings("eann cA / ebob cA / cA")
+        stored = await digested([hits[0]], "journal 0", "0") | await digested([hits[2]], "journal 0", "2")
+        hit = hits[2]
+        token = WaitingToken(UUID(bytes=hit.app), "T", hit.hit_id, hit.at, hit.visitor, person=stored[hit.hit_id][16:])
+        if kept_first:
+            await keep(key, [token], BEGAN)
+        stored |= await digested([hits[1]], "journal 1", "1")
+        if not kept_first:
+            await keep(key, [token], BEGAN)
+        persons = await in_the_end(stored)
+        assert told_apart(persons) == "abb"
+        (sender,) = await TokenSender.select().where(TokenSender.hit_id == hit.hit_id)
+        assert hit.app + sender["person"] == persons[1]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
