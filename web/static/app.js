@@ -94,12 +94,16 @@ document.addEventListener("htmx:replacedInHistory", () => {
     for (const name of ["field", "in"]) if (asked.has(name)) address.searchParams.set(name, asked.get(name));
     link.search = address.search;
   }
-  // A currency chosen in one panel is the page's: the others follow.
-  const currency = asked.get("in");
+});
+
+// A currency chosen in one panel is the page's: the others follow.
+document.addEventListener("change", (event) => {
+  if (!event.target.matches('main select[name="in"]')) return;
+  const currency = event.target.value;
   for (const select of document.querySelectorAll('main select[name="in"]')) {
     if (select.value === currency || ![...select.options].some((option) => option.value === currency)) continue;
     select.value = currency;
-    select.form.requestSubmit();
+    if (select.form.checkValidity()) select.form.requestSubmit();
   }
 });
 
