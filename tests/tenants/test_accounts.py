@@ -1,10 +1,11 @@
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportPrivateUsage=false
 
 import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from argon2 import Type
 
 from server.database import Database
 from tenants import accounts, members, sessions, tokens
@@ -17,6 +18,8 @@ PASSWORD = "correct horse battery"
 OTHER = "staple and a half"
 NOW = datetime(2027, 3, 1, 12, 0, 0, 5, UTC)
 HERE = "192.0.2.1"
+# As it is outside of tests.
+HASHER = accounts._hasher
 
 
 async def sign_up(name: str = "Alice", email: str = "alice@example.org") -> tuple[Tenant, User]:
@@ -245,6 +248,10 @@ async def test_a_limit_is_stamped_on_the_tenants_tokens_alone(database: Database
     assert (route.token, route.rate, route.burst) == (token, 7, 11)
 
 
+def test_guessing_a_password_costs_64_mib_and_tens_of_milliseconds_each() -> None:
+    assert (HASHER.type, HASHER.memory_cost, HASHER.time_cost) == (Type.ID, 64 * 1024, 3)
+
+
 async def test_log_in(database: Database) -> None:
     _, user = await accounts.create_tenant("Alice", "alice@example.org", PASSWORD)
     assert user.password_hash.startswith("$argon2id$")
@@ -295,7 +302,8 @@ async def test_an_address_that_logs_in_without_pause_keeps_only_itself_waiting()
     assert await accounts.verify_password(known, PASSWORD, "2001:db8::1")
 
 
-async def test_hashing_leaves_the_event_loop_free(database: Database) -> None:
+async def test_hashing_leaves_the_event_loop_free(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts, "_hasher", HASHER)
     hashing = asyncio.gather(*(accounts.hash_password(PASSWORD) for _ in range(4)))
     turns = 0
     while not hashing.done():

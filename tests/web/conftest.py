@@ -68,7 +68,10 @@ async def _user(email: str) -> User:
 
 # Pages ask the domain, whose own tests run on both databases. Of the pages, those that tell stories of writing do too;
 # the others take minutes and ask the control database nothing that the stories do not.
-_ON_ONE_DATABASE = {"test_rights.py", "test_frame.py", "test_dashboards.py", "test_journeys.py", "test_snippet.py"}
+_ON_ONE_DATABASE = {
+    f"test_{name}.py"
+    for name in ["rights", "frame", "dashboards", "journeys", "snippet", "people_pages", "audiences", "landing"]
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
