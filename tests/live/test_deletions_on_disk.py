@@ -59,12 +59,15 @@ def files_with(folder: Path, address: str) -> list[str]:
 
 def rows_with(machine: Machine, address: str) -> dict[str, int]:
     """How many rows of each table of both stores have it in any text, as the stores themselves read them."""
-    found: dict[str, int] = {}
     columns = machine.stored(
         "SELECT table, name FROM system.columns WHERE database = currentDatabase() AND type LIKE '%String%'"
     )
-    for table, name in columns:
-        ((count,),) = machine.stored(f"SELECT count() FROM {table} WHERE position(toString(`{name}`), '{address}') > 0")
+    counts = [
+        f"SELECT '{table}', count() FROM {table} WHERE position(toString(`{name}`), '{address}') > 0"
+        for table, name in columns
+    ]
+    found: dict[str, int] = {}
+    for table, count in machine.stored(" UNION ALL ".join(counts)):
         found[table] = found.get(table, 0) + count
     with contextlib.closing(sqlite3.connect(machine.data_dir / "control.sqlite3")) as database:
         for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():

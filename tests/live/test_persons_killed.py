@@ -135,12 +135,12 @@ def test_rewriting_is_killed_again_and_again(machine: Machine, shop: App) -> Non
         return child
 
     moments, killed = random.Random(3), 0
-    for _ in range(ROUNDS):
+    for _ in range(4):
         child = rewrite()
         time.sleep(moments.uniform(0.0, 0.3))
         child.kill()
         killed += child.wait() == -signal.SIGKILL
-    assert killed >= 3, "it was at work"
+    assert killed >= 2, "it was at work"
     assert rewrite().wait(60) == 0
     assert machine.stored("SELECT count() FROM person_aliases FINAL") == [[0]]
     assert dict(machine.stored(PERSONS)) == persons
