@@ -22,9 +22,8 @@ test: .venv/.dev  ## run the tests, with the PostgreSQL and Chromium they need; 
 	command -v chromium >/dev/null || missing+=(chromium)
 	[ "$${#missing[@]}" = 0 ] || .ci/apt-install "$${missing[@]}" ||
 	  echo "Without $${missing[*]} the tests that need it are skipped; the summary names them." >&2
-	# One more at once than there are cores, since half of the time is waiting; those that measure what a server does
-	# wait for one another.
-	.venv/bin/pytest -n $$(($$(nproc) + 1)) $(ARGS)
+	# As many at once as there are cores; those that measure what a server does wait for one another.
+	.venv/bin/pytest -n auto $(ARGS)
 
 bench: .venv/.dev  ## measure against nginx with wrk, print a table and write it to benchmarks/results.md
 	@missing=()

@@ -25,6 +25,7 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("broken", STEPS)
 async def test_a_step_that_fails_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch, database: Database, event_store: EventStore, tmp_path: Path, broken: str
