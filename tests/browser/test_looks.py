@@ -78,7 +78,7 @@ INSIDE = [
     ("keys", "/account/keys"),
     ("delete-account", "/account/delete"),
 ]
-# What viewers see otherwise than members do.
+# What viewers see otherwise than members do, in the colours that the pages have anyhow.
 VIEWED = [
     ("viewer-apps", "/apps"),
     ("viewer-events", "APP"),
@@ -216,6 +216,7 @@ def test_a_person(inside: BrowserContext, shop: Shop, scheme: str, name: str, li
     look_at(inside, scheme, name, address)
 
 
+@pytest.mark.parametrize("scheme", ["dark"], indirect=True)
 @pytest.mark.parametrize(("name", "address", "form"), MISTAKES, ids=[name for name, _, _ in MISTAKES])
 def test_forms_with_mistakes(
     inside: BrowserContext, shop: Shop, person: str, scheme: str, name: str, address: str, form: int
@@ -278,6 +279,7 @@ def viewer(inside: BrowserContext, shop: Shop, scheme: Literal["light", "dark"])
     context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light"], indirect=True)
 @pytest.mark.parametrize(("name", "address"), VIEWED, ids=[name for name, _ in VIEWED])
 def test_pages_of_a_viewer(
     viewer: BrowserContext, shop: Shop, audience: str, person: str, scheme: str, name: str, address: str
