@@ -126,10 +126,8 @@ def _migrate(settings: Settings, arguments: Arguments) -> int:
     server = running_server(settings) if settings.embedded_events else None
     events: list[str] = []
     if server is None:
-        with own_data_dir(settings) if settings.embedded_events else contextlib.nullcontext():
-            store = EventStore(settings.events_url, settings.data_dir / "tmp")
+        with _event_store(settings) as store:
             events = store.migrate()
-            store.close()
     if arguments.json:
         print(json.dumps({"control": control, "events": events}))
         return 0

@@ -341,9 +341,8 @@ async def _senders_due(tokens: list[bytes], now_ms: int) -> None:
     )
 
 
-async def unscoped_give_up_old(now_ms: int) -> int:
-    """Give up the tokens that came more than seven days ago, asked about lately or not; returns how many."""
-    count = 0
+async def unscoped_give_up_old(now_ms: int) -> None:
+    """Give up the tokens that came more than seven days ago, asked about lately or not."""
     while True:
         async with transaction():
             rows = await AccessToken.raw(
@@ -356,9 +355,8 @@ async def unscoped_give_up_old(now_ms: int) -> int:
             )
             if rows:
                 await _senders_due([row["key"] for row in rows], now_ms)
-        count += len(rows)
         if len(rows) < _NAMED_AT_ONCE:
-            return count
+            return
 
 
 async def pause(app_id: UUID, until_ms: int, code: int) -> None:

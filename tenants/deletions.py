@@ -269,7 +269,8 @@ async def unscoped_off_the_disk() -> None:
 
 async def _work_off(store: Store, deletion: Deletion, digested_until: datetime, now: datetime) -> bool:
     work = msgspec.msgpack.decode(deletion.work or b"", type=_Work)
-    if not await _remove_rows(store, deletion, work, digested_until, now) or await _old_parts(store, work.gone_at or 0):
+    gone_at = await _remove_rows(store, deletion, work, digested_until, now)
+    if gone_at is None or await _old_parts(store, gone_at):
         return False
     ended = (
         await Deletion.update({Deletion.done_at: now, Deletion.work: None})
@@ -291,8 +292,10 @@ async def _forget_tokens(app_id: UUID, work: _Work) -> None:
     )
 
 
-async def _remove_rows(store: Store, deletion: Deletion, work: _Work, digested_until: datetime, now: datetime) -> bool:
-    """Begin to remove what there is in the stores; whether nothing is left, and nothing is to come."""
+async def _remove_rows(
+    store: Store, deletion: Deletion, work: _Work, digested_until: datetime, now: datetime
+) -> int | None:
+    """Begin to remove what there is in the stores; since when nothing is left or to come (seconds), else None."""
     await _forget_tokens(deletion.app_id, work)
 
     async def removing(name: str, rows: int) -> None:
@@ -340,7 +343,7 @@ async def _remove_rows(store: Store, deletion: Deletion, work: _Work, digested_u
     elif work.gone_at is None:
         work.gone_at = int(now.timestamp())
     await _write_down(deletion, work)
-    return work.gone_at is not None
+    return work.gone_at
 
 
 async def _write_down(deletion: Deletion, work: _Work) -> None:

@@ -41,11 +41,9 @@ async def tokens(app: App, store: Queries, period: Period, filters: Filters, lim
     kept = has_before(app, period)
     # Of those that are shown: there may have been thousands.
     before = f"{rows_of(period.before.start, period.before.end)}{where} AND event_token IN {{shown:Array(String)}}"
-    found_before = await store.query(
-        f"SELECT event_token, count() AS events {before} GROUP BY event_token",
-        parameters | {"shown": [row["event_token"] for row in found]},
-        app.tenant,
-    )
+    shown = parameters | {"shown": [row["event_token"] for row in found]}
+    counted = f"SELECT event_token, count() AS events {before} GROUP BY event_token"
+    found_before = await store.query(counted, shown, app.tenant) if kept else []
     earlier = {row["event_token"]: row["events"] for row in found_before}
     listed = [
         Token(

@@ -38,10 +38,10 @@ function say(text) {
 }
 
 // <form data-auto>: sent when a choice in it changes; its button is for those without script, and for the keyboard:
-// there each press of an arrow is a choice.
+// there each arrow or letter is a choice.
 let byKey = false;
 document.addEventListener("keydown", (event) => {
-  byKey = event.target.matches("select") && event.key.startsWith("Arrow") && !event.altKey;
+  byKey = event.target.matches("select") && !event.altKey && !["Enter", " ", "Tab"].includes(event.key);
   if (event.key === "Enter" && event.target.matches("form[data-auto].by-key select")) event.target.form.requestSubmit();
 });
 document.addEventListener("pointerdown", () => (byKey = false));
