@@ -68,7 +68,7 @@ def describe_machine(folder: Path) -> list[str]:
         subprocess.run([program(name), "-v"], capture_output=True, check=False, text=True) for name in ("nginx", "wrk")
     ]
     nginx, wrk = (re.search(r"nginx/\S+|wrk \S+", done.stdout + done.stderr) for done in tools)
-    packages = ("granian", "uvloop", "msgspec", "chdb-core-lite", "clickhouse-connect", "litestar", "piccolo")
+    packages = ("granian", "uvloop", "msgspec", "chdb-core", "clickhouse-connect", "litestar", "piccolo")
     return [
         f"{os.cpu_count()} cores, {cpu[1] if cpu else platform.machine()}, "
         f"{int(memory[1]) / 1024**2 if memory else 0:.0f} GiB memory, Linux {platform.release()}; "

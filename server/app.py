@@ -26,7 +26,7 @@ from granian.server.embed import Server
 from server.database import Database
 from server.digest import CATEGORIES
 from server.digest_process import DigestProcess
-from server.event_store import EventStore
+from server.event_store import EventStore, release_code
 from server.facebook import work_with_facebook
 from server.journal import Hit, Journal
 from server.limits import Limiter
@@ -220,6 +220,7 @@ async def run(settings: Settings, role: Role) -> None:
         store = EventStore(settings.events_url, settings.data_dir / "tmp")
         if store.embedded:
             await asyncio.to_thread(store.migrate)
+            release_code()
         digest = DigestProcess(store)
     try:
         limiter = Limiter(settings.run_dir)

@@ -344,8 +344,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.umask(0o077)
-    # As event_store.py does with pandas; only the embedded engine, which is not in this process, needs these two.
-    sys.modules.update(dict.fromkeys(("numpy", "pyarrow")))  # pyright: ignore[reportArgumentType, reportCallIssue]
     settings = Settings.from_environment().prepare_data_dir()
     logs.set_up(settings.log_level, settings.log_format)
     # What is remembered of persons would be looked through again and again, a quarter of the time of a batch. Batches

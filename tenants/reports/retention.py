@@ -1,7 +1,7 @@
 """Who comes back: people by the interval of their first event, and how many of them return in each one after.
 
-Intervals are those of the calendar, in the app's time zone. Rows become pairs of person and interval, and those one
-number a person: a bit for each interval they were there in.
+Intervals are those of the calendar, in the app's time zone. A person's rows become one number: a bit for each interval
+they were there in.
 """
 
 import math
@@ -22,9 +22,6 @@ from tenants.tables import App
 
 # As many as a number has bits.
 MAX_INTERVALS = 64
-# A person's hash with room for the interval in its lowest bits. The other 58 tell a million people apart: that two are
-# taken for one is less likely than one in 500,000.
-_PERSON = 2**64 - MAX_INTERVALS
 # Clocks change twice a year; with more, as with months, a list is as fast.
 _MAX_RUNS = 4
 # The finest interval with a table that can be read: days for a month, weeks for half a year.
@@ -94,19 +91,16 @@ async def retention(
         returns, parameters["back"] = "event_token = {back:String}", back
     counted = f" AND ({begins} OR {returns})" if "1" not in (begins, returns) else ""
     rows = f"{rows_of(period.start, period.end)} AND {SOMEBODY}{where}{counted}"
-    # Each person once an interval. That is the dear part: one number is found twice as fast as two.
-    key = f"bitOr(bitAnd({PERSON}, {_PERSON}), {interval})"
+    bit = f"intExp2({interval})"
     if begins == returns:
-        pairs = f"SELECT {key} AS pair {rows} GROUP BY pair"
-        bits = "sum(intExp2(bitAnd(pair, 63))) AS there, toUInt64(bitAnd(there, bitXor(there, there - 1))) AS begun"
+        bits = f"groupBitOr({bit}) AS there, bitAnd(there, bitXor(there, there - 1)) AS begun"
     else:
-        pairs = f"SELECT {key} AS pair, max({begins}) AS begins, max({returns}) AS returns {rows} GROUP BY pair"
-        bits = "sumIf(intExp2(bitAnd(pair, 63)), returns) AS there, minIf(intExp2(bitAnd(pair, 63)), begins) AS begun"
-    people = f"SELECT {bits} FROM ({pairs}) GROUP BY bitAnd(pair, {_PERSON})"
+        bits = f"groupBitOrIf({bit}, {returns}) AS there, minIf({bit}, {begins}) AS begun"
+    people = f"SELECT {bits} {rows} GROUP BY {PERSON}"
     if new:
         before = f"FROM events WHERE {ONE_APP} AND received_at < fromUnixTimestamp64Milli({seconds(period.start)}000)"
-        before = f"SELECT bitAnd({PERSON}, {_PERSON}) {before} AND {SOMEBODY}{where} AND {begins}"
-        people = f"{people} HAVING bitAnd(pair, {_PERSON}) NOT IN ({before})"
+        before = f"SELECT {PERSON} {before} AND {SOMEBODY}{where} AND {begins}"
+        people = f"{people} HAVING {PERSON} NOT IN ({before})"
     counts = ", ".join(f"countIf(bitTest(there, {number}))" for number in range(len(buckets)))
     found = await store.query(
         f"SELECT begun, count() AS size, [{counts}] AS returned FROM ({people}) WHERE begun != 0 GROUP BY begun",
