@@ -193,9 +193,11 @@ def _build(request: AnyRequest, app: App, form: Form, live: list[AppToken]) -> t
     return build(form.draft, request.app.state.pixel_url, token.token, app.currency), token
 
 
-def _context(request: AnyRequest, app: App, form: Form, live: list[AppToken]) -> dict[str, Any]:
+def _context(
+    request: AnyRequest, app: App, form: Form, live: list[AppToken], built: tuple[Snippet, AppToken]
+) -> dict[str, Any]:
     """What the page and its fragments show."""
-    snippet, token = _build(request, app, form, live)
+    snippet, token = built
     if len(live) == 1:
         form = msgspec.structs.replace(form, token="")
     address = address_of(app, form)
@@ -232,8 +234,9 @@ async def snippet_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
         return await render(request, "snippet/no_token.html", app=app, tab="snippet")
     pairs: Pairs = list(request.query_params.multi_items())
     form = read_form(pairs)
-    after = changed(form, pairs, _build(request, app, form, live)[0])
-    context = _context(request, app, after or form, live)
+    built = _build(request, app, form, live)
+    after = changed(form, pairs, built[0])
+    context = _context(request, app, after or form, live, _build(request, app, after, live) if after else built)
     if not is_htmx(request):
         return await render(request, "snippet/snippet.html", **context)
     response = await render(request, f"snippet/{'_form' if after else '_changes'}.html", **context)
@@ -252,7 +255,7 @@ async def send_test(request: AnyRequest, app: OurApp, member: Member) -> Respons
         return await render(request, "snippet/no_token.html", app=app, tab="snippet")
     sent = await request.form()
     form = read_form([(name, value) for name, value in sent.multi_items() if isinstance(value, str)])
-    context = _context(request, app, form, live)
+    context = _context(request, app, form, live, _build(request, app, form, live))
     snippet: Snippet = context["snippet"]
     if snippet.event is None:
         page = "_test_impossible" if is_htmx(request) else "snippet"
