@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from server.event_store import EventStore, EventStoreUnavailable, write_native
+from server.event_store import EventStore, EventStoreUnavailable, release_code, write_native
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
 
@@ -81,3 +81,23 @@ async def test_a_report_does_not_take_the_memory_of_the_process_that_takes_hits(
     with pytest.raises(EventStoreUnavailable, match="241"):
         await event_store.query(f"SELECT value, count() OVER () AS known FROM ({values}) ORDER BY value DESC LIMIT 20")
     assert await event_store.query("SELECT 1 AS n") == [{"n": 1}]
+
+
+def resident_code() -> int:
+    """kB of the engine's code that are in memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            ours = words[1] == "r-xp" and Path(words[-1]).name.startswith("_chdb.")
+        elif words[0] == "Rss:" and ours:
+            found += int(words[1])
+    return found
+
+
+async def test_code_that_only_the_start_needed_is_given_back(event_store: EventStore) -> None:
+    before = resident_code()
+    release_code()
+    assert before > 0
+    assert resident_code() < before / 4
+    assert await event_store.query("SELECT sum(number) AS sum FROM numbers(10)") == [{"sum": 45}]
