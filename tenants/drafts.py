@@ -200,9 +200,12 @@ def _amount(draft: Draft, currency: str, tags: "_MergeTags", notes: list[Note]) 
         return None
     marked = tags.marked(typed, "amount")
     if marked != typed:
+        minor = f"in {currency}'s smallest unit, without decimals" if MINOR_UNITS[currency] else "without decimals"
         if draft.target in MAILERS:
-            minor = f"in {currency}'s smallest unit, without decimals" if MINOR_UNITS[currency] else "without decimals"
             notes.append(Note("amount", f"What the tag becomes must be a whole number {minor}, or hits are rejected."))
+        elif MINOR_UNITS[currency]:
+            fix = f"Custom HTML takes the variable as money, such as 25.00; for Custom Image it must be one {minor}."
+            notes.append(Note("amount", fix))
         return marked
     try:
         return read_money(typed, currency)

@@ -171,6 +171,8 @@ def _tag_manager(pixel: Pixel) -> tuple[Block, ...]:
             # Data layers hold money as 25.00; rounding mends what binary fractions break.
             hit = hit.replace(f'"amount": "{mark}"', f'"amount": Math.round({tag} * {10**digits})')
         hit = hit.replace(f'"{mark}"', tag)
+        # In values that travel as JSON text: in a list, so that a variable without a value is null, as JSON knows it.
+        hit = hit.replace(f'\\"{mark}\\"', f'" + JSON.stringify([{tag}]).slice(1, -1) + "')
     code = f"""<script>
   (function () {{
     var hit = {hit};
@@ -180,8 +182,14 @@ def _tag_manager(pixel: Pixel) -> tuple[Block, ...]:
     new Image().src = {_script_text(pixel.address + "?")} + query;
   }})();
 </script>"""
+    address = _merged(pixel, pixel.url, str)
+    if pixel.sent.get("amount") in pixel.tags:
+        return (
+            Block(code, "Tag type Custom HTML"),
+            Block(address, "Or tag type Custom Image, where the amount is a whole number: its Image URL"),
+        )
     return (
-        Block(_merged(pixel, pixel.url, str), "Tag type Custom Image: its Image URL"),
+        Block(address, "Tag type Custom Image: its Image URL"),
         Block(code, "Or tag type Custom HTML"),
     )
 

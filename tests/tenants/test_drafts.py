@@ -330,7 +330,10 @@ def test_tag_manager_fills_variables_into_a_script_as_values_of_their_own_type()
         rows=(Row("plan", "text", "{{Plan}}"), Row("fixed", "text", "{{not a variable"), Row("n", "json", '["{{N}}"]')),
         target="gtm",
     )
-    image, script = made(draft).blocks
+    snippet = made(draft)
+    # The one that reads data layers' money comes first.
+    script, image = snippet.blocks
+    assert any("Custom HTML" in note.message for note in snippet.notes_at("amount"))
     hostile = 'a"b\\c</script>\n'
     code = _mailer(
         _inline_script(script.code),
@@ -341,6 +344,16 @@ def test_tag_manager_fills_variables_into_a_script_as_values_of_their_own_type()
     assert (event.amount, event.event_id) == (1999, "o-1")
     assert json.loads(event.params) == {"plan": hostile, "fixed": "{{not a variable", "n": [7]}
     assert "amount={{DLV - ecommerce.value}}&event_id={{Order}}&" in image.code
+
+
+@pytest.mark.parametrize(("filled", "uuid"), [('"o\'1\\"</"', "o'1\"</"), ("7", "7"), ("undefined", None)])
+def test_tag_manager_fills_variables_into_values_with_a_large_number(filled: str, uuid: str | None) -> None:
+    """Which travel as JSON text, since a script's numbers lose digits."""
+    rows = (Row("n", "number", "10001234567890123"), Row("uuid", "text", "{{User ID}}"), Row("a", "text", "b"))
+    _, script = made(Draft(event_token="t", rows=rows, target="gtm")).blocks
+    event = the_event(_from_scripts([_mailer(_inline_script(script.code), {"{{User ID}}": filled})])[0])
+    assert event.uuid == uuid
+    assert json.loads(event.params) == {"n": 10001234567890123, "a": "b"}
 
 
 def test_text_like_another_targets_merge_tag_is_text() -> None:
