@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import getpass
+import http.client
 import io
 import json
 import os
@@ -476,7 +477,7 @@ def _write_answer(request: urllib.request.Request, answer: IO[bytes]) -> bool:
         if error.code == HTTPStatus.NOT_FOUND:
             return False
         raise _Stop(f"the running server answers {error.code}; try again, or look at its log") from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise _Stop(f"the running server does not answer: {error}") from None
     return True
 

@@ -76,6 +76,8 @@ _ASIDE_SECONDS = 10.0
 # Each time every writer of the journal begins a new segment.
 _EMPTY_SECONDS = 5.0
 _EVENT_ID_DAYS = 30
+# Digested so late, others may have come before. Merged persons are seen through in reports for three times as long.
+_LATE_MS = 300_000
 # A batch's take a fifth of a second; a control database that hangs is one that is away.
 _CLAIM_SECONDS = 30.0
 
@@ -236,6 +238,7 @@ class State:
 def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], decode: Decode = decode) -> Understood:
     """Decode hits into rows. A hit whose decoding raises ends in `failed`; one of a deleted app is dropped."""
     found = Understood()
+    late = int(time.time() * 1000) - _LATE_MS
     events, rejections, traffic = found.events, found.rejections, found.traffic
     number_of: dict[bytes, int] = {}
     for named, hit in hits:
@@ -249,7 +252,7 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
             category = CATEGORIES[hit.category]
             meaning = decode(category, hit.query, route.currency, hit.privacy)
             minute = hit.received_at // 60_000 * 60
-            if len(meaning.query) != len(hit.query) and not found.secrets:
+            if not found.secrets and meaning.query.encode(errors="replace") != hit.query:
                 found.secrets = holds_access_token(hit.query)
             if isinstance(meaning, Event):
                 events.append(
@@ -276,7 +279,9 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
                     )
                     found.claims.append(claim)
                 visitor, email, uuid, fbid = hit.visitor_id, meaning.email, meaning.uuid, meaning.fbid
-                if visitor is not None and (email or uuid or fbid or not hit.new_visitor):
+                told = email or uuid or fbid or not hit.new_visitor
+                # The first hit of a new cookie says nothing, unless others that came after it were digested before.
+                if visitor is not None and (told or hit.received_at < late):
                     found.places.append(len(events) - 1)
                     found.sightings.append(
                         Sighting(
@@ -314,6 +319,7 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
             # Without its message, which may repeat what was sent.
             where = traceback.extract_tb(error.__traceback__)[-1]
             found.failed[named] = f"{type(error).__name__} in {where.name}, line {where.lineno}"
+            found.secrets = found.secrets or holds_access_token(hit.query)
     return found
 
 

@@ -18,6 +18,7 @@ from tenants.deletions import (
 )
 from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
 from tenants.forgotten import unscoped_purge_forgotten
+from tenants.people import unscoped_forget_sections
 from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
 
 log = structlog.get_logger()
@@ -58,6 +59,7 @@ async def keep_up(store: EventStore, journal_dir: Path) -> None:
         await attempt("erasing deleted apps", _erase_apps(store, now))
         await attempt("collecting properties", unscoped_collect(store, now))
         await attempt("moving events", unscoped_reattribute(store, now))
+        await attempt("forgetting the order of hits", unscoped_forget_sections(now))
         if time.monotonic() >= rewrite_at and await attempt("rewriting persons", unscoped_rewrite(store, now)):
             rewrite_at = time.monotonic() + _REWRITE_SECONDS
 

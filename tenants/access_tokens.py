@@ -473,10 +473,12 @@ async def forget(
             came = (AccessToken.app_id == app_id) & (AccessToken.received_at < before_ms)
             rows = await AccessToken.select(AccessToken.key).where(came, theirs)
             keys |= {row["key"] for row in rows}
-        if keys:
-            # In the order in which others lock them.
-            await AccessToken.delete().where(AccessToken.key.is_in(sorted(keys)))
-            await TokenSender.delete().where(TokenSender.token.is_in(sorted(keys)))
+        # In the order in which others lock them.
+        ordered = sorted(keys)
+        for start in range(0, len(ordered), _NAMED_AT_ONCE):
+            some = ordered[start : start + _NAMED_AT_ONCE]
+            await AccessToken.delete().where(AccessToken.key.is_in(some))
+            await TokenSender.delete().where(TokenSender.token.is_in(some))
     return len(keys)
 
 

@@ -32,7 +32,7 @@ from tenants.erasures import TABLES, Before, Found, Store, mutate
 from tenants.errors import NotFound
 from tenants.events import NOBODY, Queries
 from tenants.forgotten import forget
-from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, merged_with, person_key, survivors
+from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, merged_with, person_key, survivors, unscoped_roots
 from tenants.tables import (
     App,
     Deletion,
@@ -111,7 +111,8 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
         if not await App.exists().where(App.id == app.id):
             raise NotFound
         revision = await _lock_clock(app.id)
-        root = person_key(app.id, person)
+        # They may have turned out to be somebody else since they were looked up.
+        root = (await unscoped_roots([person_key(app.id, person)]))[person_key(app.id, person)]
         persons = [root, *(await merged_with([root]))[root]]
         identifiers = await _remove(Identifier, app.id, persons)
         visitors = await _remove(Visitor, app.id, persons)
@@ -210,12 +211,14 @@ async def unscoped_expire_people(store: Store, now: datetime) -> int:
             await Person.select(Person.key).where(Person.key > first, old).order_by(Person.key).limit(_PEOPLE_AT_ONCE)
         ):
             keys = [row["key"] for row in rows]
-            removed += await _expire(store, app["id"], keys)
+            removed += await _expire(store, app["id"], keys, int(before.timestamp() * 1000))
             first = keys[-1]
+        await _expire_states(store, app["id"])
     return removed
 
 
-async def _expire(store: Store, app_id: UUID, roots: list[bytes]) -> int:
+async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int) -> int:
+    identifiers: list[bytes] = []
     persons = {root: [root, *merged] for root, merged in (await merged_with(roots)).items()}
     ids = [UUID(bytes=key[16:]) for keys in persons.values() for key in keys]
     app = f"app_id = '{app_id}'"
@@ -227,11 +230,11 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes]) -> int:
             pairs: bytes = batch["persons"]
             active.update(app_id.bytes + pairs[at + 16 : at + 32] for at in range(0, len(pairs), 32))
         # Whoever was merged meanwhile is looked at tomorrow.
-        unchanged = await merged_with(roots)
+        unchanged, now_roots = await merged_with(roots), await unscoped_roots(roots)
         gone = [
             key
             for root, keys in persons.items()
-            if len(unchanged[root]) == len(keys) - 1 and active.isdisjoint(keys)
+            if now_roots[root] == root and len(unchanged[root]) == len(keys) - 1 and active.isdisjoint(keys)
             for key in keys
         ]
         if gone:
@@ -239,8 +242,9 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes]) -> int:
             active = await _with_events(store, app_id, [UUID(bytes=key[16:]) for key in gone])
             gone = [key for keys in persons.values() if active.isdisjoint(keys) for key in keys if key in set(gone)]
         if gone:
-            await _remove(Identifier, app_id, gone)
+            identifiers = await _remove(Identifier, app_id, gone)
             await _remove(Visitor, app_id, gone)
+            await IdentitySection.delete().where(IdentitySection.app == app_id.bytes)
             for start in range(0, len(gone), _KEYS_A_STATEMENT):
                 await Person.delete().where(Person.key.is_in(gone[start : start + _KEYS_A_STATEMENT]))
             # Begun before they are forgotten: nobody would ask about them again.
@@ -248,7 +252,24 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes]) -> int:
             mark = str(UUID(bytes=gone[0][16:]))
             await mutate(store, "person_properties", "DELETE", f"{app} AND person_id IN ({theirs})", mark)
             await mutate(store, "person_aliases", "DELETE", f"{app} AND person IN ({theirs})", mark)
+    if gone:
+        ids = [key[16:] for key in gone]
+        await access_tokens.forget(app_id, before_ms, persons=ids, fbids=_values(identifiers, FBID_KIND))
     return len([root for root in roots if root in set(gone)])
+
+
+async def _expire_states(store: Store, app_id: UUID) -> None:
+    """What became of their access tokens goes with anonymous visitors, too, who have nothing else to go."""
+    mine = f"app_id = '{app_id}'"
+    state = f"{mine} AND field = 'facebook_state'"
+    rows = await store.query(
+        f"SELECT DISTINCT person_id AS person FROM person_properties WHERE {state} AND person_id NOT IN "
+        f"(SELECT person_id FROM events WHERE {mine}) LIMIT {_PEOPLE_AT_ONCE}",
+        {},
+    )
+    if rows:
+        ids = [row["person"] for row in rows]
+        await mutate(store, "person_properties", "DELETE", f"{state} AND person_id IN ({_listed(ids)})", str(ids[0]))
 
 
 async def _with_events(store: Store, app_id: UUID, ids: Sequence[UUID]) -> set[bytes]:

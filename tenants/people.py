@@ -15,6 +15,7 @@ store has yet to hear of persons (`Person.todo`), is for who keeps up the store:
 # pyright: reportUnknownArgumentType=false
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -38,6 +39,8 @@ from tenants.tables import (
 
 # How much later than a newer hit one may be digested and still be put in its place: twice what the protocol promises.
 WINDOW_MS = 2_000
+# Longer than machines' clocks differ and their batches take.
+_KEPT = timedelta(minutes=10)
 
 # What the event store has yet to do about a person: to hear that they are another one; to collect the properties of
 # what they did before anything was known of them; to give their events to the one they are.
@@ -420,6 +423,11 @@ async def _write_owners(table: type[Table], owners: list[tuple[bytes, bytes | No
 
 def _identifier_key(app: bytes, kind: int, value: str) -> bytes:
     return b"%b%c%b" % (app, kind, value.encode(errors="surrogatepass"))
+
+
+async def unscoped_forget_sections(now: datetime) -> None:
+    """Remove what no earlier hit can be put before any more, of apps that had none since."""
+    await IdentitySection.delete().where(IdentitySection.last < int((now - _KEPT).timestamp() * 1000))
 
 
 async def _write_sections(sections: dict[bytes, list[Entry]], newest: dict[bytes, int]) -> None:

@@ -115,7 +115,23 @@ async def _with_rows(store: Store, table: str, column: str, mine: str, rows: Seq
 async def unscoped_reattribute(store: Store, now: datetime) -> int:
     """Give events that were stored as somebody else's to whom they belong; returns how many are done with."""
     before = int((now - _SOON).timestamp() * 1000)
-    rows = await Reattribution.select().where(Reattribution.since < before).limit(_MOVED_AT_ONCE)
+    count, after = 0, b""
+    # All of them: those whose events are still to come must not keep others waiting.
+    while rows := (
+        await Reattribution.select()
+        .where(Reattribution.since < before, Reattribution.hit_id > after)
+        .order_by(Reattribution.hit_id)
+        .limit(_MOVED_AT_ONCE)
+    ):
+        count += await _reattribute(store, rows, now)
+        after = rows[-1]["hit_id"]
+    return count
+
+
+async def _reattribute(store: Store, rows: Sequence[dict[str, Any]], now: datetime) -> int:
+    # Whoever they are in the end: the event store may have forgotten by now who was merged into whom.
+    roots = await unscoped_roots([row["person"] for row in rows])
+    rows = [row | {"person": roots[row["person"]]} for row in rows]
     done: list[bytes] = []
     for app, keys in _by_app(row["person"][:16] + row["hit_id"] for row in rows).items():
         mine = {row["hit_id"]: row for row in rows if row["person"][:16] == app.bytes}

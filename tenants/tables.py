@@ -236,7 +236,7 @@ class Visitor(Table):
 
 
 class IdentitySection(Table):
-    """The newest hits that told of a person, to be done again in their order should an earlier one turn up."""
+    """The hits of the last seconds, to be placed again in their order should an earlier one turn up."""
 
     id: Serial
     app = Bytea(index=True)

@@ -4,6 +4,7 @@ The API's keys are given out by members: it shows all.
 """
 
 import re
+from urllib.parse import unquote
 
 from jinja2 import pass_context
 from jinja2.runtime import Context
@@ -11,10 +12,10 @@ from jinja2.runtime import Context
 from web.guards import Me
 
 # Anything that reads as an address in other text, percent-encoded however often: better too much than too little.
-_ADDRESS = re.compile(r"""[^\s"'<>(),;:&=@\\]+(?:@|%(?:25)*40)[^\s"'<>(),;:&=@\\]+""")
+_ADDRESS = re.compile(r"""[^\s"<>(),;:@\\]+(?:@|%(?:25)*40)[^\s"'<>(),;:&=@\\]+""")
+# Of a query only the one value.
+_ADDRESS_IN_QUERY = re.compile(r"""[^\s"<>(),;:&=@\\]+(?:@|%(?:25)*40)[^\s"'<>(),;:&=@\\]+""")
 _AT = re.compile("@|%(?:25)*40")
-# The values may be Base64, in which no address can be found.
-_PARAMS = re.compile(r"((?:^|&)(?:amp;)*params=)[^&]*", re.IGNORECASE)
 
 
 def masked(address: str) -> str:
@@ -48,7 +49,17 @@ def private(context: Context, text: str) -> str:
 @pass_context
 def private_query(context: Context, query: str) -> str:
     """A query as it was sent, for whoever sees the page; viewers see that there were `params`, not which."""
-    return query if _whole(context) else private(context, _PARAMS.sub(r"\1…", query))
+    if _whole(context):
+        return query
+    parts = (part.partition("=") for part in query.split("&"))
+    # The values may be Base64, in which no address can be found.
+    shown = "&".join(f"{name}=…" if _is_params(name) else f"{name}{equals}{value}" for name, equals, value in parts)
+    return _ADDRESS_IN_QUERY.sub(lambda found: masked(found[0]), shown)
+
+
+def _is_params(name: str) -> bool:
+    """Whether a parameter of this name is read as `params`, however it is encoded."""
+    return re.fullmatch("(?:amp;)*params", unquote(name).strip(), re.IGNORECASE) is not None
 
 
 FILTERS = {"email": email, "private": private, "private_query": private_query}

@@ -98,6 +98,10 @@ async def people(
         if uuid or email or fbid:
             owner = await owner_of(app, uuid=uuid, email=email, fbid=fbid)
             found.append({owner} if owner else set[UUID]())
+        if len(found) > 1:
+            # A property may still be under the id of somebody they turned out to be.
+            roots = await known(app, set[UUID]().union(*found))
+            found = [{roots[id].id for id in some if id in roots} for some in found]
         of = await known(app, found[0].intersection(*found))
         in_scope = " AND person_id IN {scope:Array(UUID)}"
         parameters["scope"] = sorted({str(id) for each in of.values() for id in (each.id, *each.merged)})

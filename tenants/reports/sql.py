@@ -49,7 +49,7 @@ PERSONS = persons_if("1")
 Parameters = dict[str, Any]
 
 # Anything that reads as an e-mail address, percent-encoded however often: first letter, rest of the name, the @.
-_ADDRESS = r"([^\\s\"\'<>(),;:&=@\\\\])[^\\s\"\'<>(),;:&=@\\\\]*(@|%(?:25)*40)"
+_ADDRESS = r"([^\\s\"<>(),;:@\\\\])[^\\s\"<>(),;:@\\\\]*(@|%(?:25)*40)"
 
 
 def masked(text: str) -> str:

@@ -16,6 +16,7 @@ STEPS = {
     "unscoped_erase_apps": "erasing deleted apps",
     "unscoped_collect": "collecting properties",
     "unscoped_reattribute": "moving events",
+    "unscoped_forget_sections": "forgetting the order of hits",
     "unscoped_rewrite": "rewriting persons",
     "unscoped_newest_pending": "deleting persons",
     "unscoped_forget_queries": "emptying raw queries",
