@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]  # noqa: F401 (the server keeps it from being loaded)
+import pyarrow.parquet  # pyright: ignore  # noqa: F401 (loaded before the server keeps it away)
 import pytest
 from argon2 import PasswordHasher
 from xdist.scheduler.loadscope import LoadScopeScheduling  # pyright: ignore[reportMissingTypeStubs]

@@ -1464,3 +1464,12 @@ def test_every_piece_of_work_has_a_token_of_its_own() -> None:
     ]
     assert len({batch.token for batch in work}) == len(work)
     assert Batch([("a", 0, 10)], again=True).token == work[0].token
+
+
+@pytest.mark.parametrize(("minutes", "sightings"), [(0, 0), (6, 1)])
+def test_the_first_hit_of_a_cookie_is_placed_where_others_may_have_been_before(minutes: int, sightings: int) -> None:
+    """Of a machine that was away, or set aside: whoever has the cookie may be known by now."""
+    first = plain(b"event_token=a")
+    at = int(time.time() * 1000) - 60_000 * minutes
+    first = msgspec.structs.replace(first, received_at=at, visitor_id=bytes([7]) * 16, new_visitor=True)
+    assert len(understand([(5, first)], {APP_ID: EUROS}).sightings) == sightings

@@ -543,6 +543,51 @@ async def test_what_was_forgotten_is_forgotten_after_90_days(shop: Hits) -> None
     assert await Forgotten.count() == 2
 
 
+async def test_who_turned_out_to_be_somebody_else_meanwhile_is_deleted_as_who_they_are(shop: Hits) -> None:
+    """Between the page that asks to be sure and the deletion, a digest may merge them."""
+    first, second = await shop(uuid4(), email=ANN), await shop(uuid4(), uuid="1")
+    await shop(uuid4(), uuid="1", email=ANN)
+    root = await owner_of(shop.app, email=ANN)
+    deletion = await delete_person(shop.app, second if root == first else first, "Alice", datetime.now(UTC))
+    assert deletion.persons == 3  # the browser that told, too
+    assert await owner_of(shop.app, email=ANN) is None
+    assert await owner_of(shop.app, uuid="1") is None
+    assert not await Person.exists().where(
+        Person.key >= shop.app.id.bytes, Person.key < (shop.app.id.int + 1).to_bytes(16)
+    )
+
+
+async def test_the_order_of_hits_of_a_quiet_app_is_forgotten(shop: Hits) -> None:
+    await shop(uuid4(), email=ANN)
+    mine = IdentitySection.app == shop.app.id.bytes
+    now = datetime.fromtimestamp(shop.at / 1000, UTC)
+    await people.unscoped_forget_sections(now + timedelta(minutes=9))
+    assert await IdentitySection.exists().where(mine)
+    await people.unscoped_forget_sections(now + timedelta(minutes=11))
+    assert not await IdentitySection.exists().where(mine)
+
+
+async def test_what_became_of_a_strangers_token_goes_with_their_events(shop: Hits) -> None:
+    stranger, known_one = uuid4(), await shop(uuid4(), email=ANN)
+    version = shop.at * 1_048_576
+    rows = [
+        (shop.app.id.int, "facebook_state", each.int, '"expired"', shop.at, version) for each in (stranger, known_one)
+    ]
+    await shop.store.insert("person_properties", rows, uuid4().hex)
+    await change_app(shop.app, retention_days=30)
+    await unscoped_expire_people(shop.store, datetime.now(UTC))
+
+    async def is_gone() -> bool:
+        found = await shop.store.query(
+            "SELECT DISTINCT person_id AS id FROM person_properties "
+            "WHERE app_id = {app:UUID} AND field = 'facebook_state'",
+            {"app": str(shop.app.id)},
+        )
+        return [row["id"] for row in found] == [known_one]
+
+    await until(is_gone)
+
+
 async def test_people_go_when_no_event_of_theirs_is_left(shop: Hits) -> None:
     day = timedelta(days=1)
     now = datetime.now(UTC)

@@ -11,6 +11,7 @@ import pytest
 from server.database import Database
 from server.event_store import EventStore
 from server.journal import hit_id
+from tenants import rewriting
 from tenants.events import event_row
 from tenants.hits import Event, decode
 from tenants.identities import Sighting
@@ -196,3 +197,23 @@ async def test_others_are_left_alone(site: Site, event_store: EventStore) -> Non
     await settled(other)
     assert await other.persons() == before
     assert len(set(await site.persons())) == 1
+
+
+async def test_events_that_are_still_to_come_keep_no_others_waiting(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rewriting, "_MOVED_AT_ONCE", 2)
+    hit = await site.hit(A)
+    app = site.app.bytes
+    for missing in (bytes(15) + bytes([number]) for number in range(1, 6)):
+        await Reattribution(hit_id=missing, received_at=NOW, was=app + A, person=app + A, since=NOW).save()
+    await Reattribution(
+        hit_id=hit, received_at=int.from_bytes(hit[:6], "big"), was=app + A, person=app + B, since=NOW
+    ).save()
+    end = time.monotonic() + 30
+    while await Reattribution.exists().where(Reattribution.hit_id == hit):
+        assert time.monotonic() < end
+        await unscoped_reattribute(site.store, later(60))
+        await asyncio.sleep(0.05)
+    assert await site.persons() == [UUID(bytes=B)]
+    assert await Reattribution.count().where(Reattribution.person == app + A) == 5

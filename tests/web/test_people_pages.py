@@ -2,12 +2,13 @@
 
 import re
 import time
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from jinja2.runtime import Context
 from known import did, know, merge
 from test_dashboards import ESCAPED, HOSTILE
 
@@ -16,7 +17,7 @@ from tenants import keys, tokens
 from tenants.events import event_row
 from tenants.hits import Event, decode
 from tenants.tables import App, Tenant
-from web.masking import masked
+from web.masking import masked, private_query
 
 # The same in every process that collects the tests.
 ANN, BOB, EVE, VISITOR, NOBODY = (UUID(f"{number}b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38") for number in "abcde")
@@ -222,6 +223,26 @@ async def test_addresses_are_masked_for_viewers(
     assert names(await viewer.get(f"{people}?search=bob@ex")) == []
     assert "<article" in (await owner.get(f"/apps/{told.id}/live?whole=1&text=bob@ex")).text
     assert "<article" not in (await viewer.get(f"/apps/{told.id}/live?whole=1&text=bob@ex")).text
+
+
+async def test_addresses_with_other_letters_are_masked_whole(
+    owner: httpx.AsyncClient, viewer: httpx.AsyncClient, told: App, event_store: EventStore
+) -> None:
+    """An apostrophe, an ampersand and an equals sign may stand before the @."""
+    for address in ("rosa.o'connor@example.org", "rosa&bob@example.org", "prvs=rosa@example.org"):
+        await did(event_store, told, VISITOR, "view", email=address, contact=address)
+    for tail in (f"/people/{VISITOR}", "/live?whole=1", "/export?format=csv", "/panels/breakdown?field=params.contact"):
+        assert "rosa" in (await owner.get(f"/apps/{told.id}{tail}")).text, tail
+        seen = (await viewer.get(f"/apps/{told.id}{tail}")).text
+        assert "…@example.org" in seen, tail
+        assert "rosa" not in seen, tail
+        assert "connor" not in seen, tail
+
+
+def test_values_of_a_query_are_hidden_however_their_name_is_written() -> None:
+    query = "event_token=a&%70arams=eyJ9&amp;PARAMS=e30&email=ann@example.org&paramsx=1"
+    shown = private_query(cast("Context", {}), query)
+    assert shown == "event_token=a&%70arams=…&amp;PARAMS=…&email=a…@example.org&paramsx=1"
 
 
 async def test_addresses_are_masked_however_often_they_are_encoded(
