@@ -221,17 +221,19 @@ def _curl(url: str) -> tuple[Block, ...]:
 
 def _python(pixel: Pixel) -> str:
     needs_json = "import json\n" if "json.dumps(" in (hit := _hit(_PYTHON, pixel)) else ""
+    # It also raises for a reply that is no success: a limit of ours must not end a program of theirs.
     return (
-        f"{needs_json}from urllib.parse import urlencode\nfrom urllib.request import urlopen\n\n"
-        f"hit = {hit}\nurlopen({pixel.address + '?'!r} + urlencode(hit), timeout=5).close()"
+        f"{needs_json}import logging\nfrom urllib.parse import urlencode\nfrom urllib.request import urlopen\n\n"
+        f"hit = {hit}\ntry:\n    urlopen({pixel.address + '?'!r} + urlencode(hit), timeout=5).close()\n"
+        'except OSError as error:\n    logging.warning("pixel: %s", error)'
     )
 
 
 def _php(pixel: Pixel) -> str:
     return (
         f"$hit = {_hit(_PHP, pixel)};\n"
-        f"$context = stream_context_create(['http' => ['timeout' => 5]]);\n"
-        f"file_get_contents({_php_scalar(pixel.address + '?')} . http_build_query($hit), false, $context);"
+        f"$context = stream_context_create(['http' => ['timeout' => 5, 'ignore_errors' => true]]);\n"
+        f"@file_get_contents({_php_scalar(pixel.address + '?')} . http_build_query($hit), false, $context);"
     )
 
 

@@ -171,6 +171,9 @@ def _problem(
     template = "_error.html" if is_htmx(request) else "error.html"
     response = render_now(request, template, status, title=title, detail=detail)
     response.headers.update(headers or {})
+    if request.headers.get("hx-target") == "main":
+        # The form that asked would look for a new page in this, and put nothing in the old one's place.
+        response.headers.update({"HX-Reselect": ".notice", "HX-Reswap": "afterbegin"})
     return response
 
 

@@ -26,6 +26,7 @@ NOTICES: dict[str, str] = {
 }
 
 _NOTICE_SECONDS = 30
+_REPLACED_SECONDS = 3
 
 
 def number(value: int) -> Markup:
@@ -147,7 +148,11 @@ def render_now(request: AnyRequest, template: str, status: int = 200, **context:
     headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}
     response = Response(body, status_code=status, media_type=MediaType.HTML, headers=headers)
     if notice and not is_htmx(request):
-        response.set_cookie(Cookie(key="notice", value="", path="/", max_age=0))
+        # Without script the page is replaced at once by the whole one, which is to say it, too.
+        whole: bool = context.get("whole", getattr(context.get("view"), "whole", True))
+        key = "" if whole else request.cookies["notice"]
+        seconds = 0 if whole else _REPLACED_SECONDS
+        response.set_cookie(Cookie(key="notice", value=key, path="/", max_age=seconds, httponly=True, samesite="lax"))
     return response
 
 

@@ -167,6 +167,11 @@ def view_of(request: AnyRequest, app: App, path: str, own: Sequence[tuple[str, s
     return View(app, period, filters, path, values.get("whole") == "1", problem, tuple(own))
 
 
+def address_of_whole(view: View, pairs: Sequence[tuple[str, str]]) -> str:
+    """The address of the page for browsers without script; as it was asked for where that is to be complained of."""
+    return f"{view.path}?{urlencode([*pairs, ('whole', '1')])}" if view.problem else view.link(whole="1")
+
+
 def adding(view: View, pairs: Sequence[tuple[str, str]]) -> tuple[View, Filters | None]:
     """The filters to go on with after the form that adds one was sent; else None, and the view says what was wrong."""
     try:

@@ -93,6 +93,16 @@ VIEWED = [
     ("viewer-team", "/account/people"),
     ("viewer-keys", "/account/keys"),
 ]
+# What browsers without script get: all panels with the page, each chart's table.
+WHOLE = [
+    ("whole-apps", "/apps?whole=1"),
+    ("whole-events", "APP?whole=1"),
+    ("whole-revenue", "APP/revenue?whole=1"),
+    ("whole-rejected", "APP/rejected?whole=1"),
+    ("whole-retention", "APP/retention?whole=1"),
+    ("whole-funnel", "APP/funnel?whole=1&step1=page_view&step2=signup&add_field=currency&add_value=EURO"),
+    ("whole-live", "APP/live?whole=1"),
+]
 # Forms sent without anything in their fields: (name, address, the form's number in its page).
 MISTAKES = [
     ("signup-wrong", "/signup", 0),
@@ -182,7 +192,7 @@ def test_public_pages(outside: BrowserContext, scheme: str, name: str, address: 
     look_at(outside, scheme, name, address)
 
 
-@pytest.mark.parametrize(("name", "address"), INSIDE, ids=[name for name, _ in INSIDE])
+@pytest.mark.parametrize(("name", "address"), INSIDE + WHOLE, ids=[name for name, _ in INSIDE + WHOLE])
 def test_pages_behind_the_login(
     inside: BrowserContext,
     shop: Shop,

@@ -206,11 +206,15 @@ def test_a_funnel_is_built_by_hand(page: Page, javascript: bool, shop: Shop) -> 
     page.wait_for_url(re.compile("step1=page_view&step2=signup(&whole=1)?$"))
     page.get_by_role("button", name="Add a step").click()
     tokens("page_view", "signup", "")
+    if javascript:
+        expect(page.get_by_label("Event token of step 3")).to_be_focused()
     typed(3, "purchase")
     tokens("page_view", "signup", "purchase")
     expect(table.get_by_role("row")).to_have_count(4)
     page.get_by_role("button", name="Move step 3 up").click()
     tokens("page_view", "purchase", "signup")
+    if javascript:
+        expect(page.get_by_role("button", name="Move step 3 up")).to_be_focused()
     page.wait_for_url(re.compile("step2=purchase&step3=signup(&whole=1)?$"))
     page.get_by_role("button", name="Remove step 1").click()
     tokens("purchase", "signup")
@@ -377,6 +381,19 @@ def test_a_period_is_chosen_with_the_keyboard(page: Page, shop: Shop) -> None:
     expect(page.get_by_role("button", name="Show", exact=True).first).to_be_visible()
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("period=24h"))
+    # Nor in a panel's menu, where what is chosen fetches the panel.
+    field = page.locator("#breakdown-field")
+    field.focus()
+    chosen = field.input_value()
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    wanted = field.input_value()
+    assert wanted != chosen
+    page.wait_for_timeout(300)
+    expect(field).to_be_focused()
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(f"field={re.escape(wanted)}"))
+    expect(field).to_have_value(wanted)
 
 
 def test_revenue_is_never_mixed(page: Page, javascript: bool, shop: Shop) -> None:

@@ -262,7 +262,7 @@ def test_every_text_in_php_is_the_text_that_was_typed() -> None:
     for text in (*HOSTILE, *VALUES):
         assert text in texts
     # What is left between the texts is code, and none of it was typed.
-    assert re.fullmatch(r"[\s\[\]()=>,;.$\w+-]*", _PHP_TEXT.sub("", block.code))
+    assert re.fullmatch(r"[\s\[\]()=>,;.$@\w+-]*", _PHP_TEXT.sub("", block.code))
 
 
 @pytest.mark.skipif(shutil.which("php") is None, reason="PHP is not installed")

@@ -1,6 +1,6 @@
 """The JSON API: its reports over real events, whose they are, and what its reference says."""
 # The reference is checked as the JSON it is.
-# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateUsage=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from application import Site
 
 from server.event_store import EventStore
 from tenants import apps, keys
-from tenants.events import event_row
+from tenants.events import _after, event_row
 from tenants.hits import Event, Rejection, decode
 from tenants.tables import App, Tenant
 from web.api import people, personal_data, records, reports
@@ -240,6 +240,7 @@ def test_examples_are_answers() -> None:
         text = json.dumps(EXAMPLES[name])
         parsed = msgspec.json.decode(text, type=answer)
         assert msgspec.to_builtins(parsed) == json.loads(text), "no field is missing, none is too many"
+    assert _after(EXAMPLES["events"]["next"])[1]["id"] == EXAMPLES["events"]["events"][-1]["id"]
     (rejection,) = EXAMPLES["rejections"]["rejections"]
     meant = decode(rejection["category"], rejection["query"].encode(), "EUR", privacy=False)
     assert isinstance(meant, Rejection)

@@ -2,7 +2,9 @@
 
 import asyncio
 import csv
+import html
 import io
+import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -193,6 +195,57 @@ async def test_the_other_filters_stay_when_one_cannot_be_used(owner: httpx.Async
     assert "A filter was left out (currency)" in page.text
     assert "event token is signup" in page.text
     assert "plan is not pro" in page.text
+
+
+@pytest.mark.parametrize("tail", ["", "/revenue", "/retention", "/funnel", "/live"])
+async def test_without_script_what_was_wrong_is_said_too_and_what_was_typed_is_there(
+    owner: httpx.AsyncClient, busy_shop: App, tail: str
+) -> None:
+    asked = "add_field=currency&add_how=is+not&add_value=EURO"
+    page = (await owner.get(f"/apps/{busy_shop.id}{tail}?{asked}")).text
+    again = re.search('http-equiv="refresh" content="0; url=([^"]+)"', page)
+    assert again is not None
+    whole = (await owner.get(html.unescape(again[1]))).text
+    assert "http-equiv" not in whole
+    for shown in (page, whole):
+        assert "The filter was not added" in shown
+        assert 'name="add_field" value="currency"' in shown
+        assert '<option value="is not" selected>' in shown
+        assert 'name="add_value" value="EURO"' in shown
+
+
+async def test_a_page_that_is_replaced_without_script_says_its_notice_twice(
+    owner: httpx.AsyncClient, busy_shop: App
+) -> None:
+    for address, seconds in (("/apps", 3), ("/apps?whole=1", 0), (f"/apps/{busy_shop.id}", 3)):
+        page = await owner.get(address, headers={"Cookie": f"session={owner.cookies['session']}; notice=saved"})
+        assert '<p class="notice good" role="status">Saved.</p>' in page.text
+        assert f"Max-Age={seconds}" in page.headers["set-cookie"]
+
+
+async def test_live_goes_on_asking_while_the_store_is_away(
+    owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (await owner.get(f"/apps/{busy_shop.id}/live/hits")).text
+    after = page.partition("&#34;after&#34;: &#34;")[2].partition("&#34;")[0]
+
+    async def away(*_: object) -> None:
+        raise EventStoreUnavailable("away")
+
+    address = f"/apps/{busy_shop.id}/live/newer"
+    with monkeypatch.context() as patched:
+        patched.setattr(event_store, "query", away)
+        reply = await owner.get(address, params={"after": after})
+    assert reply.status_code == 200
+    assert "Hits cannot be read right now" in reply.text
+    assert f"&#34;{after}&#34;" in reply.text
+    assert "cannot be read" not in (await owner.get(address, params={"after": after})).text
+
+
+async def test_the_interval_that_is_shown_is_the_one_that_is_chosen(owner: httpx.AsyncClient, busy_shop: App) -> None:
+    page = (await owner.get(f"/apps/{busy_shop.id}?period=90d&interval=hour")).text
+    assert '<option value="day" selected>by day</option>' in page
+    assert '<option value="hour">by hour</option>' in page
 
 
 async def test_a_panel_that_cannot_be_answered_offers_to_try_again(

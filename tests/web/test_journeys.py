@@ -1,7 +1,8 @@
 """Retention and funnel: their pages over real events, and a form whose address is its state."""
 
 import re
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
+from uuid import UUID
 
 import httpx
 import pytest
@@ -9,7 +10,7 @@ from test_dashboards import HOSTILE, hits, sent, sold
 
 from server.event_store import EventStore
 from tenants.reports.filters import filters_of
-from tenants.reports.funnel import Step
+from tenants.reports.funnel import MAX_STEPS, Step
 from tenants.tables import App
 from web.pages.journeys import Form, heat, read_form, was_sent
 from web.rendering import duration
@@ -105,9 +106,11 @@ async def press(owner: httpx.AsyncClient, app: App, query: str, button: str, **t
     pairs = [*parse_qsl(query, keep_blank_values=True), *how, *typed.items(), ("do", button)]
     reply = await owner.get(f"/apps/{app.id}/funnel", params=pairs)  # pyright: ignore[reportArgumentType]
     assert reply.status_code == 303, reply.text
-    path, _, query = reply.headers["location"].partition("?")
-    assert path == f"/apps/{app.id}/funnel"
-    return parse_qsl(query, keep_blank_values=True)
+    to = urlsplit(reply.headers["location"])
+    assert to.path == f"/apps/{app.id}/funnel"
+    # A step more is gone on with, without script too.
+    assert to.fragment == (f"step{steps + 1}" if button == "add" and steps < MAX_STEPS else "")
+    return parse_qsl(to.query, keep_blank_values=True)
 
 
 BUTTONS = [
@@ -250,3 +253,13 @@ def test_shades(share: float, shade: int) -> None:
 )
 def test_lengths_of_time(seconds: float, shown: str) -> None:
     assert duration(seconds).replace("\u202f", " ") == shown
+
+
+@pytest.mark.parametrize("tail", ["funnel", "retention"])
+async def test_what_went_wrong_stands_above_the_form_that_is_open(owner: httpx.AsyncClient, tail: str) -> None:
+    """The forms look for a new page in the reply: an error is none, and would leave an empty one."""
+    asked = {"HX-Request": "true", "HX-Target": "main"}
+    reply = await owner.get(f"/apps/{UUID(int=1)}/{tail}", headers=asked)
+    assert reply.status_code == 404
+    assert (reply.headers["HX-Reselect"], reply.headers["HX-Reswap"]) == (".notice", "afterbegin")
+    assert f'<a class="button small" href="/apps/{UUID(int=1)}/{tail}">Try again</a>' in reply.text

@@ -55,7 +55,7 @@ EXAMPLES: dict[str, Any] = {
                 "warnings": ["ignored_fields"],
             },
         ],
-        "next": "AZq_O-CkfRiMVXqQs-HyZA",
+        "next": "AAABof4y2CQBof4y2CR9GIxVepCz4fJk",
     },
     "rejections": {
         "rejections": [

@@ -39,7 +39,7 @@ from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.pages import journeys
 from web.rendering import fragment, go, is_htmx, plain_money, render
-from web.view import View, adding, bucket_label, filterable, named, pairs_of, short, view_of
+from web.view import View, adding, address_of_whole, bucket_label, filterable, named, pairs_of, short, view_of
 
 Context = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
@@ -241,7 +241,8 @@ async def _page(
         panels[name] = fragment(request, f"app/_{name}.html", **await _panel_context(view, store, name, asked))
     if problem:
         view = msgspec.structs.replace(view, problem=problem)
-    context: Context = {"app": app, "tab": tab, "view": view, "panels": panels, "whole_address": view.link(whole="1")}
+    whole_address = address_of_whole(view, pairs)
+    context: Context = {"app": app, "tab": tab, "view": view, "panels": panels, "whole_address": whole_address}
     return await render(request, f"app/{tab or 'events'}.html", **context, **more)
 
 
@@ -308,7 +309,8 @@ async def funnel_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     pairs = pairs_of(request)
     form = journeys.read_form(pairs)
     if journeys.was_sent(pairs) and not form.problem:
-        return go(view_of(request, app, f"/apps/{app.id}/funnel", form.pairs()).link())
+        to = view_of(request, app, f"/apps/{app.id}/funnel", form.pairs()).link()
+        return go(f"{to}#step{form.focus}" if form.focus else to)
     return await _page(request, app, "funnel", ("funnel",), form.problem, form=form, units=UNITS)
 
 

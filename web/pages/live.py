@@ -5,12 +5,12 @@ from typing import Any, cast, get_args
 import msgspec
 from litestar import Response, get
 
-from tenants.errors import InvalidValue, Unavailable
+from tenants.errors import Busy, InvalidValue, Unavailable
 from tenants.live import Kind, newest
 from tenants.tables import App
 from web.guards import AnyRequest, OurApp, Viewer
 from web.rendering import go, render
-from web.view import View, adding, view_of
+from web.view import View, adding, address_of_whole, pairs_of, view_of
 
 _FIRST = 50
 
@@ -41,23 +41,25 @@ def pretty(params: str) -> str:
 @get("/apps/{app_id:str}/live")
 async def live_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
     """The place for the newest hits; they come with it where there is no script."""
-    view, filters = adding(_view(request, app), list(request.query_params.multi_items()))
+    pairs = pairs_of(request)
+    view, filters = adding(_view(request, app), pairs)
     if filters is not None:
         return go(view.link(filters))
     context: dict[str, Any] = {"app": app, "view": view, "own": dict(view.own)}
     if view.whole:
         try:
             context = await _context(request, view, None, not viewer.may_change)
+            context["after"] = context["found"].cursor
         except Unavailable:
             context["failed"] = "Hits cannot be read right now. They are kept meanwhile; reload in a minute."
-    return await render(request, "app/live.html", tab="live", **context)
+    return await render(request, "app/live.html", tab="live", whole_address=address_of_whole(view, pairs), **context)
 
 
 @get("/apps/{app_id:str}/live/hits")
 async def hits(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
     """The newest hits, and what asks for newer ones."""
     context = await _context(request, _view(request, app), None, not viewer.may_change)
-    return await render(request, "app/_live.html", **context)
+    return await render(request, "app/_live.html", after=context["found"].cursor, **context)
 
 
 @get("/apps/{app_id:str}/live/newer")
@@ -66,8 +68,13 @@ async def newer(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[by
     after = request.query_params.get("after")
     if not after:
         raise InvalidValue("after", "Load the page again: this address is for pages that are open.")
-    context = await _context(request, _view(request, app), after, not viewer.may_change)
-    return await render(request, "app/_newer.html", **context)
+    view = _view(request, app)
+    try:
+        context = await _context(request, view, after, not viewer.may_change)
+    except (Busy, Unavailable):
+        # It goes on asking.
+        return await render(request, "app/_newer.html", app=app, view=view, own=dict(view.own), found=None, after=after)
+    return await render(request, "app/_newer.html", after=context["found"].cursor, **context)
 
 
 handlers = [live_page, hits, newer]

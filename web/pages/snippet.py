@@ -226,12 +226,19 @@ def _shown(params: str) -> dict[str, str]:
     return {name: str(value, "utf-8") for name, value in _raw_fields(params).items()}
 
 
+async def _no_token(request: AnyRequest, app: App) -> Response[bytes]:
+    if is_htmx(request):
+        # The last one ended while the form was open: all of the page is another one now.
+        return Response(b"", status_code=200, headers={"HX-Refresh": "true"})
+    return await render(request, "snippet/no_token.html", app=app, tab="snippet")
+
+
 @get("/apps/{app_id:str}/snippet")
 async def snippet_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     """The generator: a whole page, the whole form after a button of it, else what typing changes."""
     live = await _live_tokens(app)
     if not live:
-        return await render(request, "snippet/no_token.html", app=app, tab="snippet")
+        return await _no_token(request, app)
     pairs: Pairs = list(request.query_params.multi_items())
     form = read_form(pairs)
     built = _build(request, app, form, live)
@@ -252,7 +259,7 @@ async def send_test(request: AnyRequest, app: OurApp, member: Member) -> Respons
     """Load the pixel for real, in the browser of whoever asks, marked so that it can be found again."""
     live = await _live_tokens(app)
     if not live:
-        return await render(request, "snippet/no_token.html", app=app, tab="snippet")
+        return await _no_token(request, app)
     sent = await request.form()
     form = read_form([(name, value) for name, value in sent.multi_items() if isinstance(value, str)])
     context = _context(request, app, form, live, _build(request, app, form, live))

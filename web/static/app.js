@@ -42,16 +42,24 @@ function say(text) {
 let byKey = false;
 document.addEventListener("keydown", (event) => {
   byKey = event.target.matches("select") && !event.altKey && !["Enter", " ", "Tab"].includes(event.key);
-  if (event.key === "Enter" && event.target.matches("form[data-auto].by-key select")) event.target.form.requestSubmit();
+  if (event.key !== "Enter" || !event.target.matches("form.by-key select")) return;
+  event.target.form.classList.remove("by-key");
+  event.target.dispatchEvent(new Event("change", { bubbles: true }));
 });
 document.addEventListener("pointerdown", () => (byKey = false));
 document.addEventListener("change", (event) => {
-  const form = event.target.closest("form[data-auto]");
-  // A day that is typed changes with each digit: it has a button.
-  if (!form || event.target.type === "date") return;
-  if (byKey) form.classList.add("by-key");
-  else form.requestSubmit();
+  // What is typed has a button: a day changes with each digit, and leaving a field is no answer.
+  if (event.target.matches("form[data-auto] select")) event.target.form.requestSubmit();
 });
+document.addEventListener(
+  "change",
+  (event) => {
+    if (!byKey || !event.target.matches("form[data-auto] select, form.controls[hx-get] select")) return;
+    event.target.form.classList.add("by-key");
+    event.stopPropagation();
+  },
+  true,
+);
 
 // A filter of a funnel's step is typed in several fields, and is sent by its button.
 document.addEventListener(
@@ -61,6 +69,12 @@ document.addEventListener(
   },
   true,
 );
+
+// A step more is there to be filled in.
+document.addEventListener("htmx:afterSettle", (event) => {
+  if (event.detail.requestConfig?.formData?.get("do") !== "add") return;
+  [...document.querySelectorAll("#funnel-form .step .line input")].at(-1)?.focus();
+});
 
 // A page in the background, or one that is paused, does not go on asking what is new.
 document.addEventListener("htmx:beforeRequest", (event) => {
