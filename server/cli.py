@@ -141,6 +141,7 @@ def _migrate(settings: Settings, arguments: Arguments) -> int:
 
 
 def _check(settings: Settings, arguments: Arguments) -> int:
+    given = bool(settings.secret_key)
     settings = settings.prepare_data_dir()
     problems: list[str] = [f"{name} is not a setting; remove or correct it" for name in settings.unknown]
     server = running_server(settings)
@@ -155,6 +156,8 @@ def _check(settings: Settings, arguments: Arguments) -> int:
             await database.close()
 
     findings: dict[str, str] = {}
+    if not given and not settings.database_url.startswith("sqlite:"):
+        findings["secret key"] = "this machine's own; several on one database need the same ONEPX_SECRET_KEY"
     try:
         pending = asyncio.run(ask_database())
         findings["control database"] = "ok" if not pending else f"schema behind: {', '.join(pending)}"

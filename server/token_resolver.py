@@ -102,8 +102,11 @@ class TokenResolver:
     async def _resolve(self, taken: TakenToken, credentials: Credentials | None, now_ms: int) -> bool:
         """Ask Graph about the token; whether it told everything."""
         fbid, profile = taken.fbid, taken.profile
-        if taken.token is None or taken.received_at_ms <= now_ms - TOKEN_MS:
+        if taken.received_at_ms <= now_ms - TOKEN_MS:
             await self._settle(taken, TokenState.UNRESOLVED, fbid, profile, now_ms)
+            return False
+        if taken.token is None:
+            # Under another secret key, maybe another machine's: it is due for anybody when the lease ends.
             return False
         rest, answered = 0.0, False
         try:

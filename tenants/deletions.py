@@ -156,6 +156,15 @@ async def list_deletions(app: App) -> list[Deletion]:
     return await newest.limit(_SHOWN)
 
 
+async def is_going(app: App, person: UUID) -> bool:
+    """Whether they were deleted, and what is left of them, until the event store has removed it, is nobody's."""
+    if await Person.exists().where(Person.key == person_key(app.id, person)):
+        return False
+    pending = Deletion.select(Deletion.work).where(Deletion.app_id == app.id, Deletion.done_at.is_null())
+    newest = await pending.order_by(Deletion.requested_at, ascending=False).limit(_SHOWN)
+    return any(person in msgspec.msgpack.decode(row["work"], type=_Work).persons for row in newest if row["work"])
+
+
 async def unscoped_last_deletions(since_ms: int) -> dict[bytes, int]:
     """When somebody was last deleted (ms), for each app (16 bytes) where that was after `since_ms`."""
     after = datetime.fromtimestamp(since_ms / 1000, UTC)

@@ -541,14 +541,23 @@ async def test_what_graph_refuses_for_good_is_given_up(
     assert await erased()
 
 
-async def test_with_another_secret_key_tokens_are_given_up(
-    graph: GraphStandIn, client: Graph, people: People, event_store: EventStore, shop: App
+async def test_a_token_under_another_secret_key_waits_for_who_has_it_and_is_given_up_in_the_end(
+    graph: GraphStandIn, client: Graph, resolver: TokenResolver, people: People, event_store: EventStore, shop: App
 ) -> None:
+    graph.user(TOKEN, "123")
     await sent(shop)
-    other = SecretKey("another secret of some 32 characters", "facebook")
-    await settle(TokenResolver(event_store, client, other))
+    other = TokenResolver(event_store, client, SecretKey("another secret of some 32 characters", "facebook"))
+    await settle(other)
     assert graph.asked == []
-    assert await properties(event_store, shop) == {"facebook_state": "unresolved"}
+    assert await properties(event_store, shop) == {}
+    assert await due_in() == LEASE_MS
+    # A machine that has the key.
+    await settle(resolver, NOW + LEASE_MS)
+    assert [who for *_, who in people.learnt] == ["123"]
+    await sent(shop, token="EAAnother", hit=2, visitor=BOB)
+    await settle(other, NOW + TOKEN_MS)
+    assert await properties(event_store, shop, BOB) == {"facebook_state": "unresolved"}
+    assert await erased()
 
 
 async def test_a_deleted_apps_tokens_are_asked_about_no_more(

@@ -117,6 +117,7 @@ async def test_an_audience_is_made_shown_changed_and_removed(
             for words in ("did purchase 3 times or more", "brought more than 25.00 EUR", "plan is pro", "daily"):
                 assert words in page
             assert TOKEN not in page
+    assert "Pushes leave out whoever has no e-mail address" in (await member.get(own)).text
     form = (await member.get(f"{own}/change")).text
     assert TOKEN not in form
     for value in ("purchase", "25.00", "EUR", "Berlin", "address.city"):

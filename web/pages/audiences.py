@@ -15,6 +15,7 @@ from tenants import audiences
 from tenants.audience_members import members, people_of, upload_form
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import Busy, InvalidValue
+from tenants.facebook import facebook_app_id
 from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is, Segment, did, earned, is_, segment_of
 from tenants.tables import App, Audience
 from tenants.typed_money import read_money
@@ -197,6 +198,7 @@ async def _page(request: AnyRequest, app: App, audience_id: int, template: str) 
         audience=audience,
         conditions=_words(audience),
         runs=runs,
+        connected=await facebook_app_id(app) is not None,
         goes_on=due_at and datetime.fromtimestamp(due_at / 1000, UTC),
     )
 

@@ -11,6 +11,7 @@ from litestar.params import FromPath
 
 from tenants.access_tokens import waiting_since
 from tenants.currencies import MINOR_UNITS
+from tenants.deletions import is_going
 from tenants.errors import InvalidValue
 from tenants.events import recent_events
 from tenants.reports.filters import currency_of
@@ -159,6 +160,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
     of = await person(app, store, asked)
     if of.id != asked:
         return go(f"/apps/{app.id}/people/{of.id}")
+    going = await is_going(app, of.id)
     cursor = request.query_params.get("cursor") or None
     timeline = await recent_events(app, store, persons=of.ids, limit=50, cursor=cursor)
     orders = await recent_events(app, store, persons=of.ids, category="revenue", limit=_ORDERS)
@@ -169,6 +171,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
         app=app,
         tab="people",
         person=of,
+        going=going,
         properties=[(each.field, _text(each.value), each.received_at) for each in of.properties],
         facebook=next((_text(each.value) for each in of.properties if each.field == "facebook_state"), ""),
         waiting=datetime.fromtimestamp(waiting[-1] / 1000, UTC) if waiting else None,

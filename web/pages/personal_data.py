@@ -7,7 +7,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from tenants.deletions import delete_person, find_person
+from tenants.deletions import delete_person, find_person, is_going
 from tenants.errors import Busy
 from tenants.identifiers import Known, known
 from tenants.person_exports import export_person
@@ -70,6 +70,8 @@ async def delete_page(request: AnyRequest, member: Member, app: OurApp, person_i
     """Says what goes, and asks to be sure."""
     del member
     person = await find_person(app, request.app.state.event_store, person_id)
+    if await is_going(app, person):
+        return go(f"/apps/{app.id}/settings#deletions")
     return await _ask(request, app, person)
 
 
@@ -77,6 +79,9 @@ async def delete_page(request: AnyRequest, member: Member, app: OurApp, person_i
 async def delete(request: AnyRequest, member: Member, app: OurApp, person_id: FromPath[str]) -> Response[bytes]:
     """Delete the person, once it was typed who."""
     person = await find_person(app, request.app.state.event_store, person_id)
+    if await is_going(app, person):
+        # The button was pressed twice.
+        return go(f"/apps/{app.id}/settings#deletions")
     typed = text(await request.form(), "sure")
     if not is_name(typed, _to_type((await known(app, [person])).get(person))):
         return await _ask(request, app, person, 422, typed)
