@@ -112,7 +112,8 @@ def report(bench: Bench, machine: list[str]) -> str:
         "- The hit: a signup with Base64 params, without a cookie, so that each makes a new visitor. Default settings, "
         "the tenant's limit lifted, one process (`collect`, or `serve` and the digest it starts).",
         "- Dashboards: of an app with a tenth of the events in its last 30 days, compared with the 30 days before; "
-        f"{plan.dashboard_runs} times each. A page is all its panels at once, the default ones over 30 days.",
+        f"{plan.dashboard_runs} times each. A page is a query of each of its panels at once, the default ones over "
+        "30 days. Months that are over are one part each, as they become after some hours.",
         f"- People: one app's, {plan.people[1]:,} of them in {plan.people[0]:,} events, all known by an address; 50 a "
         "page where nothing else is said. The page of one is all that it shows, of somebody else each time.",
         f"- Retention and funnels: of an app with {plan.journey_events:,} events in 90 days of a tenth as many people.",

@@ -20,7 +20,7 @@ import msgspec
 
 from tenants.identifiers import Known, known
 from tenants.reports.segments import Segment
-from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY
+from tenants.reports.sql import ONE_APP, PERSON, PERSON_ID, SOMEBODY
 from tenants.tables import App, Person
 
 # What is known of so many is asked for at once: hits that come meanwhile wait some milliseconds.
@@ -71,7 +71,9 @@ async def people_of(app: App, store: Store, segment: Segment) -> bytes | None:
         return None
     query, parameters = segment.sql("s")
     stream = await store.stream(
-        f"SELECT any(person_id) FROM events WHERE {ONE_APP} AND {SOMEBODY} AND {PERSON} IN ({query}) GROUP BY {PERSON}",
+        # Who they are by now, so that a run that goes on later finds them in the same place.
+        f"SELECT any({PERSON_ID}) FROM events WHERE {ONE_APP} AND {SOMEBODY} AND {PERSON} IN ({query}) "
+        f"GROUP BY {PERSON}",
         {"app": str(app.id), **parameters},
         "RowBinary",
         {},
