@@ -32,6 +32,7 @@ _TOKENS_AT_ONCE = 8
 # Some tens of milliseconds each.
 _SENDERS_AT_ONCE = 50
 _PURGE_SECONDS = 300.0
+_OTHERS_MS = 600_000
 _FIRST_WAIT_MS = 30_000
 _LONGEST_WAIT_MS = 6 * 3_600_000
 # Graph says so of a secret that is not the app's, or of one that is missing: somebody may enter the right one.
@@ -106,7 +107,9 @@ class TokenResolver:
             await self._settle(taken, TokenState.UNRESOLVED, fbid, profile, now_ms)
             return False
         if taken.token is None:
-            # Under another secret key, maybe another machine's: it is due for anybody when the lease ends.
+            # Under another secret key, maybe another machine's. The older it is the less that is worth asking for.
+            wait = max(_OTHERS_MS, (now_ms - taken.received_at_ms) // 4)
+            await access_tokens.leave(taken, min(now_ms + wait, taken.received_at_ms + TOKEN_MS))
             return False
         rest, answered = 0.0, False
         try:

@@ -274,8 +274,17 @@ def _read(key: SecretKey, sealed: bytes | None, place: bytes) -> str | None:
 
 
 def _profile(key: SecretKey, row: dict[str, Any]) -> Profile:
-    text = _read(key, row["sealed_profile"], b"profile" + row["key"])
+    text = _profile_text(key, row)
     return Profile() if text is None else msgspec.json.decode(text, type=Profile)
+
+
+def _profile_text(key: SecretKey, row: dict[str, Any]) -> str | None:
+    return _read(key, row["sealed_profile"], b"profile" + row["key"])
+
+
+def _can_read_profile(key: SecretKey, row: dict[str, Any]) -> bool:
+    """Whether there is none, or one of this key: of another machine's its senders learn there."""
+    return row["sealed_profile"] is None or _profile_text(key, row) is not None
 
 
 async def resolved(
@@ -316,6 +325,11 @@ async def later(
     sealed = _sealed(key, taken, profile) if fbid else None
     news = fbid is not None and taken.fbid is None
     await _write_down(taken, now_ms, news, {AccessToken.due_at: due_at} | _found(fbid, sealed))
+
+
+async def leave(taken: TakenToken, due_at: int) -> None:
+    """Leave it to whoever has the key it is sealed with, or to be given up: it was not tried."""
+    await _write_down(taken, 0, False, {AccessToken.due_at: due_at, AccessToken.attempts: taken.attempts - 1})
 
 
 def _found(fbid: str | None, sealed_profile: bytes | None) -> dict[Any, Any]:
@@ -410,6 +424,7 @@ async def unscoped_take_senders(key: SecretKey, now_ms: int, limit: int) -> list
         )
         for row in rows
         if (token := tokens.get(row["token"])) is not None
+        and (row["received_at"] <= now_ms - TOKEN_MS or _can_read_profile(key, token))
     ]
     return sorted(senders, key=lambda each: (each.received_at_ms, each.hit_id))
 

@@ -156,13 +156,17 @@ async def list_deletions(app: App) -> list[Deletion]:
     return await newest.limit(_SHOWN)
 
 
-async def is_going(app: App, person: UUID) -> bool:
-    """Whether they were deleted, and what is left of them, until the event store has removed it, is nobody's."""
+async def going_since(app: App, person: UUID) -> datetime | None:
+    """When they were deleted, as long as what is left of them from before is still to be removed; None if not."""
     if await Person.exists().where(Person.key == person_key(app.id, person)):
-        return False
-    pending = Deletion.select(Deletion.work).where(Deletion.app_id == app.id, Deletion.done_at.is_null())
-    newest = await pending.order_by(Deletion.requested_at, ascending=False).limit(_SHOWN)
-    return any(person in msgspec.msgpack.decode(row["work"], type=_Work).persons for row in newest if row["work"])
+        return None
+    pending = Deletion.select(Deletion.work, Deletion.requested_at).where(
+        Deletion.app_id == app.id, Deletion.done_at.is_null()
+    )
+    for row in await pending.order_by(Deletion.requested_at, ascending=False).limit(_SHOWN):
+        if row["work"] and person in msgspec.msgpack.decode(row["work"], type=_Work).persons:
+            return row["requested_at"]
+    return None
 
 
 async def unscoped_last_deletions(since_ms: int) -> dict[bytes, int]:
@@ -271,14 +275,20 @@ async def _expire_states(store: Store, app_id: UUID) -> None:
     """What became of their access tokens goes with anonymous visitors, too, who have nothing else to go."""
     mine = f"app_id = '{app_id}'"
     state = f"{mine} AND field = 'facebook_state'"
-    rows = await store.query(
-        f"SELECT DISTINCT person_id AS person FROM person_properties WHERE {state} AND person_id NOT IN "
-        f"(SELECT person_id FROM events WHERE {mine}) LIMIT {_PEOPLE_AT_ONCE}",
+    after = NOBODY
+    while rows := await store.query(
+        f"SELECT DISTINCT person_id AS person FROM person_properties WHERE {state} AND person_id > '{after}' "
+        f"AND person_id NOT IN (SELECT person_id FROM events WHERE {mine}) ORDER BY person LIMIT {_PEOPLE_AT_ONCE}",
         {},
-    )
-    if rows:
-        ids = [row["person"] for row in rows]
-        await mutate(store, "person_properties", "DELETE", f"{state} AND person_id IN ({_listed(ids)})", str(ids[0]))
+    ):
+        ids: list[UUID] = [row["person"] for row in rows]
+        after = ids[-1]
+        # Who is known stays, or went before; their events may still be under another id.
+        known = await Person.select(Person.key).where(Person.key.is_in([person_key(app_id, id) for id in ids]))
+        strangers = sorted(set(ids) - {UUID(bytes=row["key"][16:]) for row in known})
+        if strangers:
+            these = f"{state} AND person_id IN ({_listed(strangers)})"
+            await mutate(store, "person_properties", "DELETE", these, str(strangers[0]))
 
 
 async def _with_events(store: Store, app_id: UUID, ids: Sequence[UUID]) -> set[bytes]:

@@ -39,8 +39,8 @@ from tenants.tables import (
 
 # How much later than a newer hit one may be digested and still be put in its place: twice what the protocol promises.
 WINDOW_MS = 2_000
-# Longer than machines' clocks differ and their batches take.
-_KEPT = timedelta(minutes=10)
+# By when the hits came: longer than any backlog that several machines work off.
+_KEPT = timedelta(days=2)
 
 # What the event store has yet to do about a person: to hear that they are another one; to collect the properties of
 # what they did before anything was known of them; to give their events to the one they are.
@@ -426,7 +426,7 @@ def _identifier_key(app: bytes, kind: int, value: str) -> bytes:
 
 
 async def unscoped_forget_sections(now: datetime) -> None:
-    """Remove what no earlier hit can be put before any more, of apps that had none since."""
+    """Remove what is too old for an earlier hit to be put before it, of apps that had none since."""
     await IdentitySection.delete().where(IdentitySection.last < int((now - _KEPT).timestamp() * 1000))
 
 

@@ -225,7 +225,7 @@ def _python(pixel: Pixel) -> str:
     return (
         f"{needs_json}import logging\nfrom urllib.parse import urlencode\nfrom urllib.request import urlopen\n\n"
         f"hit = {hit}\ntry:\n    urlopen({pixel.address + '?'!r} + urlencode(hit), timeout=5).close()\n"
-        'except OSError as error:\n    logging.warning("pixel: %s", error)'
+        'except Exception as error:\n    logging.warning("pixel: %s", error)'
     )
 
 

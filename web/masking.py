@@ -25,7 +25,8 @@ def masked(address: str) -> str:
 
 
 def _parts(address: str) -> tuple[str, str, str]:
-    found = _AT.search(address)
+    # The last one: all that stands before may be other addresses.
+    found = next(reversed(list(_AT.finditer(address))), None)
     return (address[: found.start()], found[0], address[found.end() :]) if found else (address, "", "")
 
 

@@ -27,6 +27,7 @@ NOTICES: dict[str, str] = {
 
 _NOTICE_SECONDS = 30
 _REPLACED_SECONDS = 3
+_ONCE_MORE = "~"
 
 
 def number(value: int) -> Markup:
@@ -141,7 +142,8 @@ async def render(request: AnyRequest, template: str, status: int = 200, **contex
 
 def render_now(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:
     """`render` where nothing can be awaited: `me` is whoever was asked for before, if anybody was."""
-    notice = NOTICES.get(request.cookies.get("notice", ""))
+    said = request.cookies.get("notice", "")
+    notice = NOTICES.get(said.removesuffix(_ONCE_MORE))
     common = {**_common(request), "me": request.state.get("me"), "notice": notice}
     body = templates.get_template(template).render({**common, **context}).encode()
     # What a tenant sees is not kept by caches, nor shown again after logging out.
@@ -150,8 +152,8 @@ def render_now(request: AnyRequest, template: str, status: int = 200, **context:
     if notice and not is_htmx(request):
         # Without script the page is replaced at once by the whole one, which is to say it, too.
         whole: bool = context.get("whole", getattr(context.get("view"), "whole", True))
-        key = "" if whole else request.cookies["notice"]
-        seconds = 0 if whole else _REPLACED_SECONDS
+        done = whole or said.endswith(_ONCE_MORE)
+        key, seconds = ("", 0) if done else (said + _ONCE_MORE, _REPLACED_SECONDS)
         response.set_cookie(Cookie(key="notice", value=key, path="/", max_age=seconds, httponly=True, samesite="lax"))
     return response
 

@@ -1,4 +1,4 @@
--- A month to which nothing was added for six hours becomes one part.
+-- A month in which nothing was added or changed for six hours becomes one part.
 --
 -- Merges stop when parts are large and alike, so a month that is over stays in half a dozen of them for good. Each part's
 -- projection `people` has nearly everybody once more: a million people are sorted in two thirds of the time without.

@@ -544,16 +544,20 @@ async def test_what_graph_refuses_for_good_is_given_up(
 async def test_a_token_under_another_secret_key_waits_for_who_has_it_and_is_given_up_in_the_end(
     graph: GraphStandIn, client: Graph, resolver: TokenResolver, people: People, event_store: EventStore, shop: App
 ) -> None:
-    graph.user(TOKEN, "123")
     await sent(shop)
     other = TokenResolver(event_store, client, SecretKey("another secret of some 32 characters", "facebook"))
     await settle(other)
     assert graph.asked == []
     assert await properties(event_store, shop) == {}
-    assert await due_in() == LEASE_MS
-    # A machine that has the key.
-    await settle(resolver, NOW + LEASE_MS)
+    assert await due_in() == 600_000
+    # A machine that has the key. Who sent it learns from it, too: the other one cannot read who it is.
+    graph.user(TOKEN, "123", name="Ann")
+    assert await resolver._resolve_some(NOW + 600_000)
+    await settle(other, NOW + 600_000)
+    assert people.learnt == []
+    await settle(resolver, NOW + 600_000 + LEASE_MS)
     assert [who for *_, who in people.learnt] == ["123"]
+    assert (await properties(event_store, shop))["facebook_name"] == "Ann"
     await sent(shop, token="EAAnother", hit=2, visitor=BOB)
     await settle(other, NOW + TOKEN_MS)
     assert await properties(event_store, shop, BOB) == {"facebook_state": "unresolved"}

@@ -561,17 +561,21 @@ async def test_the_order_of_hits_of_a_quiet_app_is_forgotten(shop: Hits) -> None
     await shop(uuid4(), email=ANN)
     mine = IdentitySection.app == shop.app.id.bytes
     now = datetime.fromtimestamp(shop.at / 1000, UTC)
-    await people.unscoped_forget_sections(now + timedelta(minutes=9))
+    await people.unscoped_forget_sections(now + timedelta(hours=47))
     assert await IdentitySection.exists().where(mine)
-    await people.unscoped_forget_sections(now + timedelta(minutes=11))
+    await people.unscoped_forget_sections(now + timedelta(hours=49))
     assert not await IdentitySection.exists().where(mine)
 
 
-async def test_what_became_of_a_strangers_token_goes_with_their_events(shop: Hits) -> None:
-    stranger, known_one = uuid4(), await shop(uuid4(), email=ANN)
+async def test_what_became_of_a_strangers_token_goes_with_their_events(
+    shop: Hits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletions, "_PEOPLE_AT_ONCE", 2)
+    known_one = await shop(uuid4(), email=ANN)
     version = shop.at * 1_048_576
     rows = [
-        (shop.app.id.int, "facebook_state", each.int, '"expired"', shop.at, version) for each in (stranger, known_one)
+        (shop.app.id.int, "facebook_state", each.int, '"expired"', shop.at, version)
+        for each in (*(uuid4() for _ in range(5)), known_one)
     ]
     await shop.store.insert("person_properties", rows, uuid4().hex)
     await change_app(shop.app, retention_days=30)

@@ -17,7 +17,7 @@ from tenants import keys, tokens
 from tenants.events import event_row
 from tenants.hits import Event, decode
 from tenants.tables import App, Tenant
-from web.masking import masked, private_query
+from web.masking import masked, private, private_query
 
 # The same in every process that collects the tests.
 ANN, BOB, EVE, VISITOR, NOBODY = (UUID(f"{number}b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38") for number in "abcde")
@@ -237,6 +237,20 @@ async def test_addresses_with_other_letters_are_masked_whole(
         assert "…@example.org" in seen, tail
         assert "rosa" not in seen, tail
         assert "connor" not in seen, tail
+
+
+def test_two_addresses_in_one_text_are_both_masked() -> None:
+    nobody = cast("Context", {})
+    for text in (
+        "https://x.example/?from=ann%40e.org&to=bob%40e.org",
+        "a=ann%40e.org&b=bob@e.org",
+        "ann@e.org;bob@e.org",
+    ):
+        shown = private(nobody, text)
+        assert "e.org" in shown
+        assert "ann" not in shown
+        assert "bob" not in shown
+    assert private_query(nobody, "email=ann%40e.org%20bob%40e.org&a=1") == "email=a…%40e.org&a=1"
 
 
 def test_values_of_a_query_are_hidden_however_their_name_is_written() -> None:

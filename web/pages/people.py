@@ -11,7 +11,7 @@ from litestar.params import FromPath
 
 from tenants.access_tokens import waiting_since
 from tenants.currencies import MINOR_UNITS
-from tenants.deletions import is_going
+from tenants.deletions import going_since
 from tenants.errors import InvalidValue
 from tenants.events import recent_events
 from tenants.reports.filters import currency_of
@@ -160,7 +160,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
     of = await person(app, store, asked)
     if of.id != asked:
         return go(f"/apps/{app.id}/people/{of.id}")
-    going = await is_going(app, of.id)
+    going = await going_since(app, of.id)
     cursor = request.query_params.get("cursor") or None
     timeline = await recent_events(app, store, persons=of.ids, limit=50, cursor=cursor)
     orders = await recent_events(app, store, persons=of.ids, category="revenue", limit=_ORDERS)

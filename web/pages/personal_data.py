@@ -1,13 +1,13 @@
 """What people may ask of a tenant about themselves: all that is known of them as a file, and its deletion."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from litestar import Response, get, post
 from litestar.params import FromPath
 from litestar.response import Stream
 
-from tenants.deletions import delete_person, find_person, is_going
+from tenants.deletions import delete_person, find_person, going_since
 from tenants.errors import Busy
 from tenants.identifiers import Known, known
 from tenants.person_exports import export_person
@@ -17,6 +17,9 @@ from web.guards import AnyRequest, Member, OurApp
 from web.rendering import NOTICES, go, render
 
 NOTICES["person-deleted"] = "The person is deleted. What they did goes within minutes: see the receipt."
+
+
+_PRESSED_TWICE = timedelta(minutes=1)
 
 
 @get("/apps/{app_id:str}/people/{person_id:str}/export")
@@ -70,8 +73,6 @@ async def delete_page(request: AnyRequest, member: Member, app: OurApp, person_i
     """Says what goes, and asks to be sure."""
     del member
     person = await find_person(app, request.app.state.event_store, person_id)
-    if await is_going(app, person):
-        return go(f"/apps/{app.id}/settings#deletions")
     return await _ask(request, app, person)
 
 
@@ -79,13 +80,13 @@ async def delete_page(request: AnyRequest, member: Member, app: OurApp, person_i
 async def delete(request: AnyRequest, member: Member, app: OurApp, person_id: FromPath[str]) -> Response[bytes]:
     """Delete the person, once it was typed who."""
     person = await find_person(app, request.app.state.event_store, person_id)
-    if await is_going(app, person):
-        # The button was pressed twice.
+    now = datetime.now(UTC)
+    if (since := await going_since(app, person)) is not None and now - since < _PRESSED_TWICE:
         return go(f"/apps/{app.id}/settings#deletions")
     typed = text(await request.form(), "sure")
     if not is_name(typed, _to_type((await known(app, [person])).get(person))):
         return await _ask(request, app, person, 422, typed)
-    await delete_person(app, person, member.user.name, datetime.now(UTC))
+    await delete_person(app, person, member.user.name, now)
     return go(f"/apps/{app.id}/settings#deletions", "person-deleted")
 
 
