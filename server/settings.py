@@ -133,7 +133,7 @@ class Settings:
     secret_key: str = _setting(
         _secret,
         "",
-        "Key for what is encrypted at rest; made and kept in the data folder if not given.",
+        "Key for what is encrypted at rest; made and kept in the data folder if not given. The same on all machines.",
         secret=True,
     )
     trusted_proxies: int = _setting(
