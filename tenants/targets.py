@@ -186,7 +186,7 @@ def _tag_manager(pixel: Pixel) -> tuple[Block, ...]:
     if pixel.sent.get("amount") in pixel.tags:
         return (
             Block(code, "Tag type Custom HTML"),
-            Block(address, "Or tag type Custom Image, where the amount is a whole number: its Image URL"),
+            Block(address, "Or Custom Image, for whole amounts: its Image URL"),
         )
     return (
         Block(address, "Tag type Custom Image: its Image URL"),

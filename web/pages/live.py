@@ -30,7 +30,15 @@ async def _context(request: AnyRequest, view: View, after: str | None, masked: b
     found = await newest(
         view.app, store, after=after, kind=kind, filters=view.filters, text=text, masked=masked, limit=_FIRST
     )
-    return {"app": view.app, "view": view, "own": own, "found": found, "pretty": pretty, "failed": ""}
+    return {
+        "app": view.app,
+        "view": view,
+        "own": own,
+        "found": found,
+        "pretty": pretty,
+        "failed": "",
+        "after": found.cursor,
+    }
 
 
 def pretty(params: str) -> str:
@@ -49,7 +57,6 @@ async def live_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Respons
     if view.whole:
         try:
             context = await _context(request, view, None, not viewer.may_change)
-            context["after"] = context["found"].cursor
         except Unavailable:
             context["failed"] = "Hits cannot be read right now. They are kept meanwhile; reload in a minute."
     return await render(request, "app/live.html", tab="live", whole_address=address_of_whole(view, pairs), **context)
@@ -59,7 +66,7 @@ async def live_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Respons
 async def hits(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[bytes]:
     """The newest hits, and what asks for newer ones."""
     context = await _context(request, _view(request, app), None, not viewer.may_change)
-    return await render(request, "app/_live.html", after=context["found"].cursor, **context)
+    return await render(request, "app/_live.html", **context)
 
 
 @get("/apps/{app_id:str}/live/newer")
@@ -74,7 +81,7 @@ async def newer(request: AnyRequest, app: OurApp, viewer: Viewer) -> Response[by
     except (Busy, Unavailable):
         # It goes on asking.
         return await render(request, "app/_newer.html", app=app, view=view, own=dict(view.own), found=None, after=after)
-    return await render(request, "app/_newer.html", after=context["found"].cursor, **context)
+    return await render(request, "app/_newer.html", **context)
 
 
 handlers = [live_page, hits, newer]
