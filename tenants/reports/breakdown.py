@@ -70,10 +70,9 @@ _FEW = 1_000
 _GIVE_UP = f"SETTINGS max_rows_to_group_by = {_FEW}, group_by_overflow_mode = 'break'"
 _TOP = "ORDER BY events DESC, missing DESC, text LIMIT {limit:UInt32}"
 _OF_ALL = "sum(events) OVER () AS whole, count() OVER () AS known, max(startsWith(text, '[')) OVER () AS lists"
-# Beyond, a value is its hash, whose lowest bit says whether it looks like a list; what is missing is the last one. One
-# number holds how often it came, up to 2^28 times, and the beginning of its hash.
-_EVEN = 2**64 - 2
-_HASH = f"if(missing, {_EVEN}, bitOr(bitAnd(cityHash64(text), {_EVEN}), startsWith(text, '[')))"
+# Beyond, a value is its hash, whose lowest bit says whether it looks like a list. One number holds how often it came,
+# up to 2^28 times, and the beginning of its hash.
+_HASH = f"bitOr(bitAnd(cityHash64(text, missing), {2**64 - 2}), startsWith(text, '['))"
 _PLACE = 2**36
 _BEGINNING = f"intDiv({_HASH}, {2**28})"
 

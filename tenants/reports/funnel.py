@@ -209,35 +209,29 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
         f"SELECT groupArray({event}) AS listed {rows} AND event_token IN {{tokens:Array(String)}} "
         f"AND ({' OR '.join(conditions)}) GROUP BY {PERSON}"
     )
-    is_first, is_second = (f"bitTest(e, {(_VALUES * 2**step).bit_length() - 1})" for step in (0, 1))
-    begun = f"arrayMin(e -> if({is_first}, e, {_NEVER}), listed)"
-    # Most people have not even an event of the second step: nothing has to be looked for in theirs.
-    further = f"if(arrayExists(e -> {is_second}, listed), listed, [])"
-    query = f"SELECT {begun} AS begun, {further} AS further FROM ({query}) WHERE begun < {_NEVER}"
+    begun = f"arrayMin(e -> if({_is(0)}, e, {_NEVER}), listed)"
+    # Most people have no event of the second step after one of the first: nothing has to be looked for in theirs.
+    last = f"arrayMax(e -> if({_is(1)}, e, 0), listed)"
+    query = f"SELECT {begun} AS begun, if({last} > begun, listed, []) AS further FROM ({query}) WHERE begun < {_NEVER}"
     # The 0 in front is what is carried on as long as there is no attempt.
-    sorted_events = "arrayCompact(arraySort(further))"
-    sorted_events = f"if(empty(further), [], arrayPushFront({sorted_events}, toUInt64(0)))"
-    query = f"SELECT begun, {sorted_events} AS events FROM ({query})"
-    query = (
-        f"SELECT begun, events, arrayMap(e -> bitAnd(intDiv(e, {_VALUES}), {2**MAX_STEPS - 1}), events) AS are, "
-        f"arrayMap(e -> intDiv(e, {_TIME}), events) AS at FROM ({query})"
-    )
+    in_order = "arrayPushFront(arrayCompact(arraySort(further)), toUInt64(0))"
+    query = f"SELECT begun, if(empty(further), [], {in_order}) AS in_order FROM ({query})"
     most = int(window / timedelta(milliseconds=1))
-    starts = ["arrayFill((e, is) -> bitTest(is, 0), events, are) AS start0"]
-    for step in steps[1:]:
-        # The attempts as they were before each event: it takes none further that it began itself.
-        before = f"arrayPopBack(arrayPushFront(start{step - 1}, toUInt64(0)))"
-        starts.append(
-            f"arrayFill((e, is, t) -> bitTest(is, {step}) AND e > 0 AND t - intDiv(e, {_TIME}) <= {most}, "
-            f"{before}, are, at) AS start{step}"
-        )
-    query = _in_turn(starts, query)
+    twice = [
+        f"arrayFill(e -> {_is(0)}, in_order) AS start0",
+        f"{_further(1, 'in_order', most)} AS started",
+        "started[-1] > 0 AS twice",
+    ]
+    query = _in_turn(twice, query)
+    # Nor in those who took longer.
+    query = f"SELECT begun, if(twice, in_order, []) AS events, if(twice, started, []) AS start1 FROM ({query})"
+    query = _in_turn([f"{_further(step, 'events', most)} AS start{step}" for step in steps[2:]], query)
     level = " + ".join(["1", *(f"(start{step}[-1] > 0)" for step in steps[1:])])
     furthest = ", ".join(f"start{step}[-1] > 0, arrayFirst(e -> e > 0, start{step})" for step in reversed(steps[1:]))
-    query = f"SELECT events, are, {level} AS level, multiIf({furthest}, begun) AS event0 FROM ({query})"
+    query = f"SELECT events, {level} AS level, multiIf({furthest}, begun) AS event0 FROM ({query})"
     # The event before is handed over as a list: what a lambda names itself is computed again for each element.
     nexts = [
-        f"arrayFirst((e, is, after) -> e > after AND bitTest(is, {step}), events, are, "
+        f"arrayFirst((e, after) -> e > after AND {_is(step)}, events, "
         f"arrayWithConstant(length(events), event{step - 1})) AS event{step}"
         for step in steps[1:]
     ]
@@ -249,6 +243,19 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
         columns.append(f"countIf(level > {step}) AS persons_{step}")
         columns.append(f"quantileExactIf(0.5)({took}, level > {step}) AS median_{step}")
     return f"SELECT {', '.join(columns)} FROM ({query}) GROUP BY part"
+
+
+def _is(step: int) -> str:
+    """Whether an event `e` is this step."""
+    return f"bitTest(e, {_VALUES.bit_length() - 1 + step})"
+
+
+def _further(step: int, events: str, most: int) -> str:
+    """The start of the attempt that each event takes to this step, or the one before it did; 0 where there is none."""
+    # The attempts as they were before each event: it takes none further that it began itself.
+    before = f"arrayPopBack(arrayPushFront(start{step - 1}, toUInt64(0)))"
+    in_time = f"intDiv(e, {_TIME}) - intDiv(start, {_TIME}) <= {most}"
+    return f"arrayFill((start, e) -> {_is(step)} AND start > 0 AND {in_time}, {before}, {events})"
 
 
 def _in_turn(expressions: Sequence[str], query: str) -> str:

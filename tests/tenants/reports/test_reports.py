@@ -239,16 +239,17 @@ async def test_what_thousands_of_people_are(shop: Shop) -> None:
             person, plan = UUID(int=1_500 * part + number + 1), ("pro", "team", "start")[number % 3]
             shop.hit("signup", person=person, identified=True, params={"plan": plan, "name": f"n-{part}-{number}"})
         await shop.store()
-    shop.hit("view", person=BO)
+    for _ in range(2):
+        shop.hit("view", person=BO)
     await shop.store()
     found = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "person.plan")
     assert {value.value: (value.events, value.persons) for value in found.values} == {
         "pro": (1_500, 1_500),
         "team": (1_500, 1_500),
         "start": (1_500, 1_500),
-        None: (1, 1),
+        None: (2, 1),
     }
-    assert (found.more, found.events) == (0, 4_501)
+    assert (found.more, found.events) == (0, 4_502)
     pro = filters_of([("person.plan", "pro")])
     found = await breakdown(shop.app, shop.events, shop.period(), pro, "params.plan")
     assert [(value.value, value.events) for value in found.values] == [("pro", 1_500)]
@@ -261,18 +262,20 @@ async def test_a_field_of_more_values_than_are_counted_at_once(shop: Shop) -> No
         shop.hit(params={"order": f"o-{number}", "tags": [f"t-{number}", "all"]}, person=UUID(int=number + 1))
     for _ in range(3):
         shop.hit(params={"order": "o-7"}, person=ANN, amount=100)
-    shop.hit(params={}, person=BO)
+    for _ in range(2):
+        shop.hit(params={}, person=BO)
+    shop.hit(params={"order": ""}, person=BO)
     await shop.store()
     found = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "params.order", limit=2)
-    assert found.values[0] == Value("o-7", 4, 2, round(4 / 1504, 6), {"EUR": 300})
-    assert (found.values[1].value, found.values[1].events, found.values[1].persons) == (None, 1, 1)
-    assert (found.more, found.events) == (1_499, 1_504)
+    assert found.values[0] == Value("o-7", 4, 2, round(4 / 1506, 6), {"EUR": 300})
+    assert (found.values[1].value, found.values[1].events, found.values[1].persons) == (None, 2, 1)
+    assert (found.more, found.events) == (1_500, 1_506)
     lists = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "params.tags", limit=2)
     assert [(value.value, value.events, value.persons) for value in lists.values] == [
         ("all", 1_500, 1_500),
-        (None, 4, 2),
+        (None, 6, 2),
     ]
-    assert (lists.more, lists.events) == (1_500, 1_504)
+    assert (lists.more, lists.events) == (1_500, 1_506)
 
 
 async def test_a_breakdown_by_a_column(shop: Shop) -> None:
