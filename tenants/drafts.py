@@ -296,7 +296,8 @@ class _MergeTags:
         self._in_address = merging.in_address if merging else str
         # A mark must not be anything that was typed.
         typed = msgspec.json.encode(draft).decode("utf-8", "replace")
-        self._salt = next(salt for number in range(len(typed)) if (salt := f"tag{number}n") not in typed)
+        taken = set(re.findall("tag([0-9]+)n", typed))
+        self._salt = next(f"tag{number}n" for number in range(len(taken) + 1) if str(number) not in taken)
         self.by_mark: dict[str, str] = {}
         self._examples: dict[str, str] = {}
 

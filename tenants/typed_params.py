@@ -115,8 +115,8 @@ def _row(name: str, value: object) -> Row:
 # --- Reading JSON
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-# Text is passed over as a whole; what is found outside of it is in group 1.
-_OUTSIDE_TEXT = r'"(?:[^"\\]|\\.)*"|({})'
+# Text is passed over as a whole, up to the end where it never ends; what is found outside of it is in group 1.
+_OUTSIDE_TEXT = r'"(?:[^"\\]|\\[\s\S])*+(?:"|\\?\Z)|({})'
 _NOT_FINITE = re.compile(_OUTSIDE_TEXT.format(r"-?Infinity|NaN"))
 _NUMBERS = re.compile(_OUTSIDE_TEXT.format(_NUMBER.pattern))
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"

@@ -11,11 +11,15 @@ from jinja2.runtime import Context
 
 from web.guards import Me
 
-# Anything that reads as an address in other text, percent-encoded however often: better too much than too little.
-_ADDRESS = re.compile(r"""[^\s"<>(),;:@\\]+(?:@|%(?:25)*40)[^\s"'<>(),;:&=@\\]+""")
-# Of a query only the one value.
-_ADDRESS_IN_QUERY = re.compile(r"""[^\s"<>(),;:&=@\\]+(?:@|%(?:25)*40)[^\s"'<>(),;:&=@\\]+""")
-_AT = re.compile("@|%(?:25)*40")
+# Where an address may be in other text, and in a query only in the one value: better too much than too little. The text
+# is taken apart in one pass, since strangers wrote it.
+_RUN = re.compile(r"""[^\s"<>(),;:\\]+""")
+_RUN_IN_QUERY = re.compile(r"""[^\s"<>(),;:&=\\]+""")
+# Percent-encoded however often.
+_AT = re.compile("(@|%(?:25)*40)")
+_HOST = re.compile("[^'&=]*")
+# Parameters whose values viewers see. Others may be `params` misspelt, whose Base64 hides what they may not see.
+_SHOWN = frozenset(("event_token", "event_id", "amount", "currency", "debug"))
 
 
 def masked(address: str) -> str:
@@ -44,7 +48,7 @@ def email(context: Context, address: str) -> str:
 @pass_context
 def private(context: Context, text: str) -> str:
     """A text that may have addresses in it, for whoever sees the page."""
-    return text if _whole(context) else _ADDRESS.sub(lambda found: masked(found[0]), text)
+    return text if _whole(context) else _RUN.sub(_hidden, text)
 
 
 @pass_context
@@ -53,14 +57,29 @@ def private_query(context: Context, query: str) -> str:
     if _whole(context):
         return query
     parts = (part.partition("=") for part in query.split("&"))
-    # The values may be Base64, in which no address can be found.
-    shown = "&".join(f"{name}=…" if _is_params(name) else f"{name}{equals}{value}" for name, equals, value in parts)
-    return _ADDRESS_IN_QUERY.sub(lambda found: masked(found[0]), shown)
+    shown = "&".join(
+        f"{name}{equals}{value if _is_shown(name) else '…'}" if equals else name for name, equals, value in parts
+    )
+    return _RUN_IN_QUERY.sub(_hidden, shown)
 
 
-def _is_params(name: str) -> bool:
-    """Whether a parameter of this name is read as `params`, however it is encoded."""
-    return re.fullmatch("(?:amp;)*params", unquote(name).strip(), re.IGNORECASE) is not None
+def _hidden(run: re.Match[str]) -> str:
+    """Text without spaces, with of each name before an @ only the first letter."""
+    name, *rest = _AT.split(run[0])
+    shown: list[str] = []
+    for at, after in zip(rest[::2], rest[1::2], strict=True):
+        shown += [name[:1], "…" if name else "", at]
+        host = _HOST.match(after)
+        # What another @ follows is a name as a whole, unless something ends the host before.
+        end = host.end() if host else 0
+        shown.append(after[:end] if end < len(after) else "")
+        name = after[end:] if end < len(after) else after
+    return "".join([*shown, name])
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a parameter of this name, however it is encoded, holds nothing that may be somebody's."""
+    return re.sub("^(?:amp;)*", "", unquote(name).strip().lower()) in _SHOWN
 
 
 FILTERS = {"email": email, "private": private, "private_query": private_query}

@@ -178,6 +178,14 @@ def test_the_excerpt_shows_the_mistake() -> None:
     assert error.excerpt[error.caret - 1] == ","
 
 
+@pytest.mark.parametrize(("again", "end"), [('\\"', ""), ('"', ""), ('\\"', "\\"), ('"\\\n', "")])
+def test_a_long_text_with_a_mistake_is_read_in_no_time(again: str, end: str) -> None:
+    """Pixels wait meanwhile; to look for the end of a text from each quote would take minutes."""
+    with pytest.raises(InvalidJson) as refused:
+        read_json('[1e999,"' + 500_000 * again + end)
+    assert "too large" in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 3}', '{"b": {"a": 1, "a": 1}}', '[{"a": 1, "a": 1}]'])
 def test_names_that_occur_twice_are_told(text: str) -> None:
     assert read_json(f'{{"x": {text}}}')[1] == ["a"]

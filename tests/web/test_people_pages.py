@@ -250,13 +250,24 @@ def test_two_addresses_in_one_text_are_both_masked() -> None:
         assert "e.org" in shown
         assert "ann" not in shown
         assert "bob" not in shown
-    assert private_query(nobody, "email=ann%40e.org%20bob%40e.org&a=1") == "email=a…%40e.org&a=1"
+    assert private(nobody, "a@b@c, @mention, ann@e.org&q=1") == "a…@b…@c, @mention, a…@e.org&q=1"
+
+
+def test_a_long_text_is_masked_in_no_time() -> None:
+    """Strangers write it, and pixels wait meanwhile; one try from each place would take minutes."""
+    nobody = cast("Context", {})
+    for text in ("x" * 1_000_000, "%25" * 300_000, "a%" * 300_000, "@" * 300_000):
+        assert private(nobody, text) == text
+    assert private(nobody, "x" * 1_000_000 + "@e.org") == "x…@e.org"
+    assert private_query(nobody, "cb=" + "x" * 1_000_000) == "cb=…"
 
 
 def test_values_of_a_query_are_hidden_however_their_name_is_written() -> None:
-    query = "event_token=a&%70arams=eyJ9&amp;PARAMS=e30&email=ann@example.org&paramsx=1"
+    query = "event_token=a&%70arams=eyJ9&amp;PARAMS=e30&email=ann@example.org&paramsx=1&ann"
     shown = private_query(cast("Context", {}), query)
-    assert shown == "event_token=a&%70arams=…&amp;PARAMS=…&email=a…@example.org&paramsx=1"
+    assert shown == "event_token=a&%70arams=…&amp;PARAMS=…&email=…&paramsx=…&ann"
+    query = "event_token=ann%40example.org&amp;Event%5Fid=4&amount=1&currency=EUR&debug=1&x"
+    assert private_query(cast("Context", {}), query) == query.replace("ann", "a…")
 
 
 async def test_addresses_are_masked_however_often_they_are_encoded(
