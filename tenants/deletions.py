@@ -16,6 +16,7 @@ A mutation's text stays on the disk. It names persons and hits by their ids, whi
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import asyncio
 import base64
 import functools
 import re
@@ -58,6 +59,8 @@ _NAMED_AT_ONCE = 1_000
 _KEYS_A_STATEMENT = 5_000
 # Asked about in one query; most have one id.
 _PEOPLE_AT_ONCE = 1_000
+# Everybody who writes waits meanwhile, at most ten seconds: a store that takes longer is asked again in an hour.
+_LOCKED_SECONDS = 4.0
 _SHOWN = 1_000
 
 
@@ -252,8 +255,10 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int
         ]
         if gone:
             # Whoever came back since they were asked about.
-            active = await _with_events(store, app_id, [UUID(bytes=key[16:]) for key in gone])
-            gone = [key for keys in persons.values() if active.isdisjoint(keys) for key in keys if key in set(gone)]
+            async with asyncio.timeout(_LOCKED_SECONDS):
+                active = await _with_events(store, app_id, [UUID(bytes=key[16:]) for key in gone])
+            going = set(gone)
+            gone = [key for keys in persons.values() if active.isdisjoint(keys) for key in keys if key in going]
         if gone:
             identifiers = await _remove(Identifier, app_id, gone)
             await _remove(Visitor, app_id, gone)
@@ -263,12 +268,13 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int
             # Begun before they are forgotten: nobody would ask about them again.
             theirs = _listed([UUID(bytes=key[16:]) for key in gone])
             mark = str(UUID(bytes=gone[0][16:]))
-            await mutate(store, "person_properties", "DELETE", f"{app} AND person_id IN ({theirs})", mark)
-            await mutate(store, "person_aliases", "DELETE", f"{app} AND person IN ({theirs})", mark)
+            async with asyncio.timeout(_LOCKED_SECONDS):
+                await mutate(store, "person_properties", "DELETE", f"{app} AND person_id IN ({theirs})", mark)
+                await mutate(store, "person_aliases", "DELETE", f"{app} AND person IN ({theirs})", mark)
     if gone:
         ids = [key[16:] for key in gone]
         await access_tokens.forget(app_id, before_ms, persons=ids, fbids=_values(identifiers, FBID_KIND))
-    return len([root for root in roots if root in set(gone)])
+    return len(set(roots).intersection(gone))
 
 
 async def _expire_states(store: Store, app_id: UUID) -> None:

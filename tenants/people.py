@@ -179,11 +179,14 @@ async def _persons_of_batch(journal: str, batch: str, hits: Sequence[Sighting]) 
         return None
     pairs: bytes = row.persons
     persons = {pairs[at : at + 16]: pairs[at + 16 : at + 32] for at in range(0, len(pairs), 32)}
-    keys = [hit.app + person if (person := persons.get(hit.hit_id)) else b"" for hit in hits]
-    # Whose events were rewritten since must not get any more of them.
+    told = [persons.get(hit.hit_id) or b"" for hit in hits]
+    # Whose events were rewritten since must not get any more of them, be it a visitor who was nobody yet.
+    before = [hit.app + id if (id := person or hit.visitor) else b"" for hit, person in zip(hits, told, strict=True)]
+    keys = before
     while moved := await _rewritten(list({key for key in keys if key})):
         keys = [moved.get(key, key) for key in keys]
-    return [key[16:] for key in keys]
+    found = zip(told, before, keys, strict=True)
+    return [person if key == stored else key[16:] for person, stored, key in found]
 
 
 async def _rewritten(keys: list[bytes]) -> dict[bytes, bytes]:

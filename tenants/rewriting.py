@@ -60,9 +60,11 @@ async def unscoped_collect(store: Store, now: datetime) -> int:
 
 async def unscoped_rewrite(store: Store, now: datetime) -> int:
     """Give events of merged persons to those they are, or see that it is done; returns how many are done with."""
+    # What is still to be collected is looked for by the person it was stored as.
+    waits = TELL | COLLECT | _COLLECT_AGAIN
     count = 0
     async for rows in _to_do(REWRITE, now - _TOGETHER):
-        done = await _rewrite(store, [row for row in rows if not row["todo"] & TELL], now)
+        done = await _rewrite(store, [row for row in rows if not row["todo"] & waits], now)
         await _done(REWRITE, 0, done)
         count += len(done)
     return count

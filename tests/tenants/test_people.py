@@ -332,6 +332,17 @@ async def test_a_batch_done_again_has_the_persons_it_had(database: Database) -> 
     assert len(set(await identify(hits, "one", "next batch", True, BEGAN))) == 1
 
 
+async def test_a_batch_done_again_after_its_visitors_events_were_rewritten(database: Database) -> None:
+    """What it did before it was known is no longer looked for: it is stored as whose it turned out to be."""
+    del database
+    first, *hits = sightings("eann cA / cB / eann cB")
+    (ann,) = await identify([first], "one", "before", False, BEGAN)
+    assert await identify(hits, "one", "batch", False, BEGAN) == [b"", ann]
+    assert await identify(hits, "one", "batch", True, BEGAN) == [b"", ann]
+    await Person.update({Person.todo: 0}, force=True)
+    assert await identify(hits, "one", "batch", True, BEGAN) == [ann, ann]
+
+
 async def test_what_comes_much_later_is_placed_last(database: Database) -> None:
     del database
     late = sightings("eann cA")

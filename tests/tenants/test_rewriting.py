@@ -12,7 +12,7 @@ from server.database import Database
 from server.event_store import EventStore
 from server.journal import hit_id
 from tenants import rewriting
-from tenants.events import event_row
+from tenants.events import Row, event_row
 from tenants.hits import Event, decode
 from tenants.identities import Sighting
 from tenants.people import identify, learn, told, unscoped_untold
@@ -35,9 +35,12 @@ class Site:
         self.app = uuid4()
         self._count = 0
         self._seed = secrets.randbits(30)
+        self._late: list[tuple[Row, str]] = []
 
-    async def hit(self, visitor: bytes, params: str = "{}", at: int | None = None, new: bool = False) -> bytes:
-        """Identify and store it, as the digest does; returns its id."""
+    async def hit(
+        self, visitor: bytes, params: str = "{}", at: int | None = None, new: bool = False, late: bool = False
+    ) -> bytes:
+        """Identify and store it, as the digest does; returns its id. What is late, `store_late` stores."""
         self._count += 1
         at = NOW + 10 * self._count if at is None else at
         named = hit_id(self._seed << 40, self._count, at)
@@ -50,11 +53,18 @@ class Site:
         row = event_row(event, self.app.int, at, named, "event", int.from_bytes(visitor, "big"), "", b"", b"", b"")
         if person:
             row = (*row[:-2], int.from_bytes(person, "big"), True)
-        await self.store.insert("events", [row], str(named))
+        if late:
+            self._late.append((row, str(named)))
+        else:
+            await self.store.insert("events", [row], str(named))
         if aliases := await unscoped_untold():
             await self.store.insert("person_aliases", aliases, secrets.token_hex(8))
             await told(aliases)
         return sighting.hit_id
+
+    async def store_late(self) -> None:
+        for row, token in self._late:
+            await self.store.insert("events", [row], token)
 
     async def persons(self) -> list[UUID]:
         """The person each stored event has, in the order they came."""
@@ -117,6 +127,22 @@ async def test_what_a_visitor_did_before_is_collected(site: Site) -> None:
     await unscoped_collect(site.store, later(16))
     assert await site.to_do() == 0
     assert await site.properties() == {ann: everything}
+
+
+async def test_what_is_stored_late_is_collected_before_it_is_rewritten(site: Site) -> None:
+    """The digest was killed between identifying and storing, and other machines went on."""
+    await site.hit(A, '{"email":"ann@example.org","plan":"pro"}', new=True)
+    await site.hit(B, '{"source":"ads"}', late=True)
+    await site.hit(B, '{"email":"ann@example.org"}')
+    await unscoped_collect(site.store, later(1))
+    await unscoped_rewrite(site.store, later(6))
+    await site.store_late()
+    assert await unscoped_rewrite(site.store, later(11)) == 0
+    assert UUID(bytes=B) in await site.persons()
+    await settled(site)
+    ann = UUID(bytes=A)
+    assert await site.persons() == [ann] * 3
+    assert await site.properties() == {ann: {"plan": '"pro"', "source": '"ads"'}}
 
 
 async def test_the_newer_value_counts_however_late_it_is_collected(site: Site) -> None:
