@@ -49,7 +49,7 @@ async def export_person(app: App, store: Store, person: UUID, now: datetime) -> 
 
     Raises Busy when too many exports run, Unavailable.
     """
-    found = (await known(app, [person])).get(person)
+    found = (await known(app, [person], whole=True)).get(person)
     ids = [person, *(found.merged if found else [])]
     values: dict[str, Any] = {"app": str(app.id), "persons": [str(each) for each in ids]}
     visitors = await store.query(

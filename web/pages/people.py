@@ -15,7 +15,7 @@ from tenants.deletions import going_since
 from tenants.errors import InvalidValue
 from tenants.events import recent_events
 from tenants.reports.filters import currency_of
-from tenants.reports.people import People, Sort, people
+from tenants.reports.people import SHOWN_PROPERTIES, People, Sort, people
 from tenants.reports.person import person, person_id_of
 from tenants.reports.segments import Condition, Did, Earned, Is, Segment, did, earned, is_, segment_of
 from tenants.tables import App
@@ -173,6 +173,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
         person=of,
         going=going,
         properties=[(each.field, _text(each.value), each.received_at) for each in of.properties],
+        cut=len(of.properties) == SHOWN_PROPERTIES,
         facebook=next((_text(each.value) for each in of.properties if each.field == "facebook_state"), ""),
         waiting=datetime.fromtimestamp(waiting[-1] / 1000, UTC) if waiting else None,
         timeline=[_shown(row) for row in timeline.rows],

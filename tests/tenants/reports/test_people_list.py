@@ -10,10 +10,12 @@ from stored_hits import NOW, Shop
 from server.database import Database
 from tenants.errors import InvalidValue, NotFound
 from tenants.events import recent_events
+from tenants.identifiers import EMAIL_KIND, identifier_key, known, person_key
 from tenants.reports import people as people_report
 from tenants.reports.people import Sort, people
 from tenants.reports.person import Lifetime, person
 from tenants.reports.segments import segment_of
+from tenants.tables import Identifier
 
 ANN, BOB, CLEO, EVE, VISITOR = (uuid4() for _ in range(5))
 HOSTILE = "<script>'); -- \u202e"
@@ -196,6 +198,29 @@ async def test_a_person_has_one_history(told: Shop, id: UUID) -> None:
     rest = await recent_events(told.app, told.events, persons=ann.ids, limit=4, cursor=page.next)
     assert [row["event_token"] for row in rest.rows] == ["visit", "visit"]
     assert rest.next is None
+
+
+async def test_somebody_with_very_many_properties_and_addresses(told: Shop) -> None:
+    """Whoever can load the pixel can bring them any number: pages read the newest, the export everything."""
+    for number in range(6):
+        fields = {f"f-{number}-{each}": number for each in range(200)}
+        told.hit("visit", days(1 - number / 10), person=BOB, identified=True, params=fields)
+    told.hit("visit", days(8.5), person=BOB, identified=True, params={"facebook_state": "expired"})
+    await told.store()
+    bobs = person_key(told.app.id, BOB)
+    keys = [identifier_key(told.app.id, EMAIL_KIND, f"{number:04}@example.org") for number in range(1_200)]
+    await Identifier.insert(*(Identifier(key=key, person=bobs) for key in keys))
+    bob = await person(told.app, told.events, BOB)
+    names = [each.field for each in bob.properties]
+    assert len(names) == people_report.SHOWN_PROPERTIES == 500
+    assert names == sorted(names)
+    assert {"facebook_state", "f-5-199", "f-4-0"} <= set(names)
+    assert "f-1-0" not in names
+    assert bob.known is not None
+    assert len(bob.known.emails) == 1_000
+    assert len((await known(told.app, [BOB], whole=True))[BOB].emails) == 1_201
+    page = await people(told.app, told.events, sort="last_seen", limit=1, properties=True)
+    assert (page.people[0].known.id, len(page.people[0].properties)) == (BOB, 500)
 
 
 async def test_a_visitor_of_whom_nothing_is_known_is_somebody(told: Shop) -> None:
