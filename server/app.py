@@ -108,13 +108,21 @@ class _Outcomes:
         return "recorded", meaning.warnings
 
 
-def _bodiless(send: Send) -> Send:
-    """What a GET would say to a HEAD, but for the body."""
+async def _head(pages: ASGIApp, scope: Scope, send: Send) -> None:
+    """Answer a HEAD as the pages would a GET, but for the body: an export is not read for it."""
+    begun = asyncio.Event()
 
-    async def head(message: Any) -> None:
-        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+    async def gone() -> dict[str, Any]:
+        await begun.wait()
+        return {"type": "http.disconnect"}
 
-    return head
+    async def headers(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            begun.set()
+
+    await pages({**scope, "method": "GET"}, gone, headers)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
@@ -136,7 +144,7 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
         elif "\0" in path or len(path) > _PATH_MOST:
             await _nothing_here(send)  # no file system takes such a name, and no route of ours has one
         elif scope["method"] == "HEAD":
-            await pages({**scope, "method": "GET"}, receive, _bodiless(send))
+            await _head(pages, scope, send)
         else:
             await pages(scope, receive, send)
 

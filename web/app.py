@@ -26,7 +26,7 @@ from tenants.events import Queries
 from tenants.facebook import facebook_key
 from web.api import api, described
 from web.assets import Assets, static
-from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, login_address
+from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, OtherAccount, login_address
 from web.origin import SameOrigin
 from web.pages import PAGES
 from web.rendering import is_htmx, render_now, templates
@@ -78,6 +78,7 @@ def create_app(
         exception_handlers={
             LoginNeeded: _login_needed,
             Forbidden: _forbidden,
+            OtherAccount: _other_account,
             NotFound: _not_found,
             InvalidValue: _invalid,
             TooManyTries: _too_many_tries,
@@ -188,10 +189,17 @@ def _forbidden(request: AnyRequest, error: Exception) -> Response[Any]:
     return _problem(request, 403, str(error), title="Not with your role")
 
 
+def _other_account(request: AnyRequest, error: Exception) -> Response[Any]:
+    return _problem(request, 409, str(error), title="Another account is shown")
+
+
 def _not_found(request: Request[Any, Any, Any], _error: Exception) -> Response[Any]:
     if request.url.path.startswith("/api/"):
         return _problem(request, 404, "There is nothing here, or not for this API key.")
-    return _problem(request, 404, "There is nothing at this address, or it is not yours.", title="Not found")
+    detail = "There is nothing at this address, or it is not yours."
+    if request.url.path.startswith("/apps/"):
+        detail += " If you belong to several accounts, switch to the other one at Account, then open it again."
+    return _problem(request, 404, detail, title="Not found")
 
 
 def _invalid(request: Request[Any, Any, Any], error: InvalidValue) -> Response[Any]:

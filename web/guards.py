@@ -41,6 +41,10 @@ class Forbidden(Exception):
     """The role of whoever asks does not allow this; the message is a sentence for them."""
 
 
+class OtherAccount(Exception):
+    """A form of another account than the one that is shown by now, in all tabs; the message is a sentence."""
+
+
 class Me(msgspec.Struct, frozen=True):
     """Somebody logged in, and the tenant their session shows."""
 
@@ -116,10 +120,15 @@ def login_address(request: AnyRequest) -> str:
 
 
 async def provide_viewer(request: AnyRequest) -> Me:
-    """Anybody logged in. Raises LoginNeeded."""
+    """Anybody logged in. Raises LoginNeeded, or OtherAccount for a form that says which account it is of."""
     me = await maybe_me(request)
     if me is None:
         raise LoginNeeded
+    if request.method == "POST" and request.query_params.get("account", str(me.tenant.id)) != str(me.tenant.id):
+        raise OtherAccount(
+            f"You see {me.tenant.name} since another tab switched to it, and this form was another account's. "
+            "Nothing was changed. Switch back at Account, or begin anew."
+        )
     return me
 
 

@@ -183,8 +183,8 @@ def adding(view: View, pairs: Sequence[tuple[str, str]]) -> tuple[View, Filters 
 def added_filter(view: View, pairs: Sequence[tuple[str, str]]) -> Filters | None:
     """The filters after the form that adds one was sent, None when it was not. Raises InvalidValue."""
     values = dict(pairs)
-    field = values.get("add_field", "").strip()
-    if not field:
+    field = values.get("add_field", "")
+    if not field.strip():
         return None
     return with_typed(view.filters, field, values.get("add_how", "is"), values.get("add_value", ""))
 
@@ -201,7 +201,8 @@ def with_typed(filters: Filters, field: str, how: str, value: str) -> Filters:
 
 def filterable(typed: str) -> str:
     """The field that people mean by `plan` (a custom value) or `person.plan` (a property). Raises InvalidValue."""
-    typed = typed.strip()
+    # A name that begins or ends with a space is one all the same, where it is not typed by hand.
+    typed = typed if typed.startswith(("params.", "person.")) else typed.strip()
     known = typed in COLUMNS or typed.startswith(("params.", "person."))
     return field_of(typed if known else f"params.{typed}", "add_field")
 

@@ -480,6 +480,25 @@ def test_an_export_is_taken_on_a_phone(page: Page, javascript: bool, shop: Shop)
     assert "event_token" in rows[0]
 
 
+def test_a_form_that_was_sent_is_not_sent_again(page: Page, machine: Machine) -> None:
+    mine = open_shop(machine, hits=False)
+    mine.log_in(page)
+    page.goto("/account/keys")
+    page.get_by_label("Name").fill("Once")
+    sent: list[Route] = []
+    page.route("**/account/keys?account=*", lambda route: sent.append(route))
+    place = page.get_by_role("button", name="Make the key").bounding_box()
+    assert place is not None
+    for _ in range(3):
+        page.mouse.click(place["x"] + 5, place["y"] + 5)
+        page.wait_for_timeout(100)
+    assert len(sent) == 1
+    sent[0].continue_()
+    expect(page.get_by_role("heading", name="The key Once")).to_be_visible()
+    page.goto("/account/keys")
+    expect(page.get_by_role("listitem").filter(has_text="Once")).to_have_count(1)
+
+
 def test_the_list_of_apps_has_todays_counts(page: Page, javascript: bool, shop: Shop) -> None:
     shop.log_in(page)
     card = page.get_by_role("article").filter(has_text="Boots & Blooms")

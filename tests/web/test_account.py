@@ -107,6 +107,33 @@ async def test_somebody_switches_only_to_their_own_accounts(
     assert "viewer@example.org · Bob · member" in (await viewer.get("/account")).text
 
 
+async def test_a_form_of_another_account_than_is_shown_by_now_changes_nothing(
+    owner: httpx.AsyncClient, alice: Tenant, bob: Tenant
+) -> None:
+    """Two tabs: one shows alice's account, the other switched to bob's."""
+    forms = {
+        address: re.findall(rf'action="([^"]+[?]account={alice.id})"', (await owner.get(address)).text)
+        for address in ("/account", "/account/people", "/account/keys", "/apps/new")
+    }
+    assert {address: len(found) for address, found in forms.items()} == {
+        "/account": 2,
+        "/account/people": 3,
+        "/account/keys": 1,
+        "/apps/new": 1,
+    }
+    await Membership(tenant=bob.id, user=(await user("alice@example.org")).id, role=Role.OWNER).save()
+    await owner.post("/account/switch", data={"account": str(bob.id)})
+    typed = {"tenant_name": "Changed", "name": "Changed", "email": "new@example.org", "role": "viewer"}
+    for action in (action for found in forms.values() for action in found):
+        reply = await owner.post(action, data=typed)
+        assert reply.status_code == 409, action
+        assert "You see Bob since another tab switched to it" in reply.text
+    assert await list_apps(bob) == []
+    assert await keys.list_keys(bob, datetime.now(UTC)) == []
+    assert len(await members.list_members(bob)) == 2
+    assert (await owner.post(f"/account/keys?account={bob.id}", data={"name": "Mine"})).status_code == 201
+
+
 async def test_the_account_is_deleted_by_its_name(
     site: Site, owner: httpx.AsyncClient, viewer: httpx.AsyncClient, alice: Tenant, shop: App
 ) -> None:

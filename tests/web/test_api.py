@@ -2,7 +2,9 @@
 # The reference is checked as the JSON it is.
 # pyright: reportPrivateUsage=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import html
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -277,8 +279,12 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     assert page.count("Example of an answer") == len(operations)
     assert "missing_amount" in page
     assert 'href="/login"' not in page, "somebody logged in would think that they are not"
-    assert "/breakdown?field=params.plan" in page
-    assert "/funnel?step1=page_view&amp;step2=signup" in page
+    commands = [html.unescape(code) for code in re.findall(r"<code>(curl .*?)</code>", page)]
+    assert len(commands) == len(operations)
+    assert any(command.endswith('/$APP_TOKEN/breakdown?field=params.plan"') for command in commands)
+    assert any(command.endswith('/$APP_TOKEN/funnel?step1=page_view&step2=signup"') for command in commands)
+    # In single quotes the shell would leave them as they are.
+    assert not any("'" in command for command in commands)
     described = document["components"]["schemas"]
     assert [name for name, schema in described.items() if not schema.get("description")] == []
     assert "null" in page

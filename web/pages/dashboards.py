@@ -123,7 +123,8 @@ async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Conte
 
 def _field(asked: Mapping[str, str], usual: str) -> Context:
     """The `field` that a panel is about and its `name`; where it is to be typed, what was `typed` and the `problem`."""
-    given = asked.get("field", "").strip() or usual
+    given = asked.get("field", "")
+    given = given if given.strip() else usual
     field, typed, problem = "", None, ""
     if given == _TYPED:
         typed = ""
@@ -268,7 +269,9 @@ async def _was_hit(request: AnyRequest, app: App) -> bool:
 
 async def _waiting(request: AnyRequest, app: OurApp) -> Context:
     now = datetime.now(UTC)
-    token = next((each.token for each in await list_tokens(app) if state(each, now) == "live"), None)
+    tokens = {state(each, now): each.token for each in reversed(await list_tokens(app))}
+    # One that ends takes hits until then.
+    token = tokens.get("live") or tokens.get("ends")
     address = pixel_url(request.app.state.pixel_url, token, "event", "page_view") if token else ""
     return {"token": token, "address": address, "snippet": img_tag(address) if token else ""}
 

@@ -87,7 +87,6 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-pause]");
   if (!button) return;
   const paused = document.querySelector(button.dataset.pause).toggleAttribute("data-paused");
-  button.setAttribute("aria-pressed", paused);
   button.textContent = paused ? "Go on" : "Pause";
   say(paused ? "Paused" : "Live again");
 });
@@ -108,6 +107,15 @@ document.addEventListener("htmx:replacedInHistory", () => {
     for (const name of ["field", "in"]) if (asked.has(name)) address.searchParams.set(name, asked.get(name));
     link.search = address.search;
   }
+});
+
+// A form that was sent is not sent again by a second click; where no page came in its place, it can be.
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.getAttribute("method") !== "post" || event.defaultPrevented) return;
+  if (form.sent) event.preventDefault();
+  form.sent = true;
+  setTimeout(() => (form.sent = false), 4000);
 });
 
 // A currency chosen in one panel is the page's: the others follow.

@@ -30,7 +30,7 @@
 
   // Steps of an axis that counts: there is no half an event.
   const whole = [...Array(14).keys()].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
-  const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+  const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
 
   function draw(figure) {
     const data = read(figure);
