@@ -51,6 +51,7 @@ _GC_ALLOCATIONS = 50_000
 _CONNECTIONS = 16_384
 # Files the process needs beside its connections: of the event store, above all.
 _OTHER_FILES = 1_024
+_MOST_FILES = 1_048_576
 # A debugging hit waits so long for its outcome; the digest usually needs a fifth of a second.
 _OUTCOME_SECONDS = 1.5
 # Of the 5 s a stop may take: for requests that came before it, and for the digest's current batch. When everything
@@ -185,15 +186,30 @@ async def _write_last_used(pixel: Pixel) -> None:
 
 
 async def _each(seconds: float, work: Callable[[], None]) -> None:
+    failing = False
     while True:
         await asyncio.sleep(seconds)
-        work()
+        try:
+            work()
+            failing = False
+        except Exception as error:  # a disk that fails for a moment: the next time may do
+            if not failing:
+                log.warning("work of each moment failed", what=work.__qualname__, error=type(error).__name__)
+            failing = True
+
+
+def _tell_end(task: asyncio.Task[Any]) -> None:
+    """A job for ever that ended would be missed by nobody."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background job ended", job=task.get_name(), exc_info=error)
 
 
 @contextlib.asynccontextmanager
 async def _background(*jobs: Any) -> AsyncGenerator[None]:
     """Run coroutines beside the block, cancelled at its end."""
-    tasks = [asyncio.create_task(job) for job in jobs]
+    tasks = [asyncio.create_task(job, name=job.__qualname__) for job in jobs]
+    for task in tasks:
+        task.add_done_callback(_tell_end)
     try:
         yield
     finally:
@@ -278,7 +294,7 @@ async def run(settings: Settings, role: Role) -> None:
     if digest is not None:
         jobs.append(digest.run())
     if store is not None:
-        jobs.append(keep_up(store, settings.journal_dir))
+        jobs.append(keep_up(store, settings.journal_dir, operations.failing))
         jobs.append(work_with_facebook(settings, store))
     jobs.append(_parent_lives(role.parent, stopping) if role.parent else announce(settings, role.pages))
     async with _background(*jobs):
@@ -313,10 +329,10 @@ def _end_within(seconds: float) -> None:
 def _allow_connections() -> int:
     """Raise the limit of open files as far as it goes; returns how many connections it leaves room for."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _CONNECTIONS + _OTHER_FILES
-    files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    files = _MOST_FILES if most == resource.RLIM_INFINITY else min(_MOST_FILES, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    return max(64, files - _OTHER_FILES)
+    # The engine opens some thousand for one merge of wide parts.
+    return max(64, min(_CONNECTIONS, files - _OTHER_FILES))
 
 
 async def _parent_lives(parent: int, stopping: asyncio.Event) -> None:

@@ -185,6 +185,12 @@ def _check(settings: Settings, arguments: Arguments) -> int:
     findings["set aside"] = f"{aside} hits"
     if aside:
         problems.append(f"{aside} hits could not be digested; see `onepx digest show`, then `onepx digest retry`")
+    if damaged := sorted(path.name for path in settings.journal_dir.glob("*.damaged")):
+        findings["damaged"] = ", ".join(damaged)
+        problems.append(
+            f"pieces of the journal could not be read and are kept in {settings.journal_dir}: {', '.join(damaged)}. "
+            "They may hold hits of a disk that failed; look at the disk, then remove them"
+        )
     if server is not None:
         findings["server"] = f"onepx serve runs as process {server.get('pid')} on port {server.get('port')}"
     else:

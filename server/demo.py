@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
 from server.app import running_server
@@ -82,7 +82,10 @@ def make_demo(settings: Settings) -> tuple[dict[str, Any], str]:
         segment.append(encode_frame(hits[start : start + _FRAME_HITS], []))
     segment.close()
     server = running_server(settings)
-    base = f"http://{server['host']}:{server['port']}" if server else settings.public_url
+    # Where the server listens may be no address to open, and it is not where a proxy that ends TLS is reached.
+    base = settings.public_url
+    if server and urlsplit(base).hostname in ("0.0.0.0", "::", "127.0.0.1"):  # noqa: S104
+        base = f"http://127.0.0.1:{server['port']}"
     api = f"{base}/api/v1/apps/{token}"
     data = {
         "email": _EMAIL,

@@ -1,7 +1,7 @@
 """The digest: from the journal to the event store, in batches, each exactly once.
 
 A batch is a fixed range of the journal, remembered on disk before anything of it is inserted; the inserts carry tokens
-made from that range, and the journal moves on only after them. Killed anywhere in between, the same range is digested
+made from its rows, and the journal moves on only after them. Killed anywhere in between, the same range is digested
 again to the same rows, under the same tokens.
 
     range -> decode -> claim event ids -> identify -> insert events, rejections, traffic -> move on -> remove segments

@@ -65,6 +65,8 @@ _STREAMS_OF_ONE = 2
 _STREAM_SECONDS = 86_400
 _COPIED_BYTES = 65_536
 _CONNECT_SECONDS = 3
+# The first whose projections have a granularity of their own (migrations/events/0006_lookup.sql).
+_OLDEST = (25, 12)
 # clickhouse-connect loads pandas only to see that what we hand it is none of it, and chDB pyarrow for kinds of results
 # that we do not ask for: 100 MB. None makes an import fail.
 for _unused in ("pandas", "pyarrow"):
@@ -453,6 +455,9 @@ def _applied(client: Client) -> set[str]:
 
 
 def _migrate(client: Client) -> list[str]:
+    version = str(client.command("SELECT version()"))
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        raise EventStoreUnavailable(f"ClickHouse {version} is too old; it takes {'.'.join(map(str, _OLDEST))} or newer")
     # Statements are written to be repeatable (IF NOT EXISTS), since ClickHouse has no transaction around them: two
     # starters, or one that was killed between statement and record, do no harm.
     client.command(

@@ -271,8 +271,9 @@ class Journal:
     def _write_frames(self) -> None:
         while (work := self._work.get()) != "end":
             if work == "let go":
-                if self._segment is not None:
-                    self._let_go(self._segment)
+                with contextlib.suppress(OSError):  # of closing: the segment is no longer used in any case
+                    if self._segment is not None:
+                        self._let_go(self._segment)
                 continue
             group, limited = work
             counts = [(app_id, minute, count) for (app_id, minute), count in limited.items()]

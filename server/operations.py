@@ -24,15 +24,20 @@ from tenants.errors import Unavailable
 
 OPERATIONS = ("/healthz", "/healthz/live", "/metrics")
 
-# A check that hangs is a failed check; whoever asks gives up soon after.
-_CHECK_SECONDS = 4.0
+# A check that hangs is a failed check; whoever asks gives up a second after.
+_CHECK_SECONDS = 3.0
+# What fails as long is no restart of a store.
+_UPKEEP_SECONDS = 600.0
 # Hits that wait longer than this are not "readable within moments" any more.
 _LATE_SECONDS = 30.0
 
 
 @dataclass
 class Operations:
-    """The parts of a running process that /healthz and /metrics ask. `store`, `digest`: not in `collect`."""
+    """The parts of a running process that /healthz and /metrics ask. `store`, `digest`: not in `collect`.
+
+    `failing` is what of the upkeep fails, and since when (time.monotonic).
+    """
 
     settings: Settings
     database: Database
@@ -40,6 +45,7 @@ class Operations:
     pixel: Pixel
     store: EventStore | None = None
     digest: DigestProcess | None = None
+    failing: dict[str, float] = field(default_factory=dict[str, float])
     started: float = field(default_factory=time.time)
     _backlog: Backlog | None = None
     _measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -58,20 +64,20 @@ class Operations:
         checks: dict[str, Any] = {}
         trouble = self.journal.trouble
         checks["journal"] = {"ok": trouble is None} | ({"error": trouble} if trouble else {})
-        checks["control_database"] = await _check(self.database.ping)
+        asked = {"control_database": _check(self.database.ping), "backlog": _check(self._check_backlog)}
         if self.store is not None:
-            checks["event_store"] = await _check(self._ask_store)
-        checks["backlog"] = await self._check_backlog()
+            asked["event_store"] = _check(self._ask_store)
+            since = time.monotonic() - _UPKEEP_SECONDS
+            stuck = sorted(what for what, began in self.failing.items() if began < since)
+            checks["upkeep"] = {"ok": not stuck} | ({"error": f"failing: {', '.join(stuck)}"} if stuck else {})
+        checks |= zip(asked, await asyncio.gather(*asked.values()), strict=True)
         ready = checks["journal"]["ok"]
         well = all(check["ok"] for check in checks.values())
         status = "ok" if well else "degraded" if ready else "failing"
         return (200 if ready else 503), {"status": status, "live": True, "ready": ready, "checks": checks}
 
     async def _check_backlog(self) -> dict[str, Any]:
-        try:
-            state = await self.journal_state()
-        except Unavailable as error:
-            return {"ok": False, "error": str(error)}
+        state = await self.journal_state()
         return {
             "ok": state.seconds < _LATE_SECONDS and not state.set_aside and not state.damaged,
             "hits": state.hits,
@@ -117,15 +123,15 @@ class Operations:
         return not wanted or hmac.compare_digest(sent, b"Bearer " + wanted.encode())
 
 
-async def _check(ask: Callable[[], Awaitable[object]]) -> dict[str, Any]:
+async def _check(ask: Callable[[], Awaitable[dict[str, Any] | None]]) -> dict[str, Any]:
+    """What it answers, or that all is well."""
     try:
         async with asyncio.timeout(_CHECK_SECONDS):
-            await ask()
+            return await ask() or {"ok": True}
     except TimeoutError:
         return {"ok": False, "error": f"no answer within {_CHECK_SECONDS:.0f} s"}
     except Unavailable as error:
         return {"ok": False, "error": str(error)}
-    return {"ok": True}
 
 
 async def _respond(send: Send, status: int, kind: bytes, body: bytes) -> None:
@@ -173,6 +179,9 @@ class _Figures(Collector):
             yield GaugeMetricFamily(
                 "onepx_digest_set_aside_hits", "Hits set aside because digesting them failed.", state.set_aside
             )
+            yield GaugeMetricFamily("onepx_journal_damaged", "Damaged pieces of the journal kept aside.", state.damaged)
+        if parts.store is not None:
+            yield GaugeMetricFamily("onepx_upkeep_failing", "Jobs of the upkeep that fail.", len(parts.failing))
         if parts.digest is not None:
             digest = parts.digest.figures
             outcomes = CounterMetricFamily("onepx_hits", "Digested hits by outcome.", labels=["outcome"])

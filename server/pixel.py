@@ -232,13 +232,17 @@ class Pixel:
         await send(_NO_BODY if method == "HEAD" else _GIF_BODY)
 
 
+_MAX_ADDRESS = 64
+
+
 def _believed(client: tuple[str, int] | None, forwarded: bytes, trusted_proxies: int) -> str:
     """The address a request came from, as the outermost trusted proxy saw it."""
     if trusted_proxies:
         hops = forwarded.split(b",")
         # Fewer entries than proxies: the request came around them, and nothing in the header can be believed.
         if len(hops) >= trusted_proxies and (hop := hops[-trusted_proxies].strip()):
-            return hop.decode("latin-1")
+            # No address is as long, and what comes around the proxies is remembered by `network_of`.
+            return hop.decode("latin-1") if len(hop) <= _MAX_ADDRESS else ""
     return client[0] if client else ""
 
 

@@ -202,8 +202,9 @@ class Settings:
         try:
             for folder in (self.data_dir, self.journal_dir, self.run_dir, self.data_dir / "tmp"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if (owner := self.data_dir.stat().st_uid) != os.geteuid():
-                # Files that root makes in it, a service running as its owner could not open.
+            if os.geteuid() == 0 and (owner := self.data_dir.stat().st_uid) != 0:
+                # Files that root makes in it, a service running as its owner could not open. The other way round it may
+                # be a volume that a group shares.
                 raise WrongSetting(
                     f"{PREFIX}DATA_DIR: {self.data_dir} belongs to user number {owner}; run this as that user."
                 )

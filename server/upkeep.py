@@ -17,6 +17,7 @@ from tenants.deletions import (
     unscoped_work_off,
 )
 from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
+from tenants.errors import Unavailable
 from tenants.forgotten import unscoped_purge_forgotten
 from tenants.people import unscoped_forget_sections
 from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
@@ -27,6 +28,7 @@ _ROUND_SECONDS = 5.0
 # Each time looks through the sizes of all raw queries there are.
 _FORGET_SECONDS = 6 * 3600.0
 _EXPIRE_SECONDS = 3600.0
+_AGAIN_SECONDS = 300.0
 # Each time the persons of all events of a month are written again.
 _REWRITE_SECONDS = 300.0
 # What a restart needs the machine for comes first.
@@ -35,19 +37,23 @@ _FIRST_SECONDS = 60.0
 _SETTLED = timedelta(minutes=15)
 
 
-async def keep_up(store: EventStore, journal_dir: Path) -> None:
-    """Do it for ever. What fails is logged, once, and tried again, and holds up nothing else."""
-    failing: set[str] = set()
+async def keep_up(store: EventStore, journal_dir: Path, failing: dict[str, float]) -> None:
+    """Do it for ever. What fails is logged, once, and tried again, and holds up nothing else.
+
+    `failing` is kept up: what fails, and since when (time.monotonic).
+    """
 
     async def attempt(what: str, work: Awaitable[object]) -> bool:
         try:
             await work
         except Exception as error:  # a store that is away, or a bug: neither may end this
             if what not in failing:
-                log.warning("upkeep waits", what=what, error=type(error).__name__)
-            failing.add(what)
+                # Another error's words may repeat what a visitor sent.
+                reason = {"reason": str(error)} if isinstance(error, Unavailable) else {}
+                log.warning("upkeep waits", what=what, error=type(error).__name__, **reason)
+            failing.setdefault(what, time.monotonic())
             return False
-        failing.discard(what)
+        failing.pop(what, None)
         return True
 
     forget_at = expire_at = rewrite_at = time.monotonic() + _FIRST_SECONDS
@@ -77,12 +83,12 @@ async def keep_up(store: EventStore, journal_dir: Path) -> None:
         if time.monotonic() >= forget_at and await attempt("emptying raw queries", unscoped_forget_queries(store, now)):
             forget_at = time.monotonic() + _FORGET_SECONDS
         if time.monotonic() >= expire_at:
-            await attempt("expiring events", unscoped_expire(store, now))
-            await attempt("forgetting who was deleted", unscoped_purge_forgotten(now))
-            expire_at = time.monotonic() + _EXPIRE_SECONDS
+            done = await attempt("expiring events", unscoped_expire(store, now))
+            done &= await attempt("forgetting who was deleted", unscoped_purge_forgotten(now))
             # Whose events only begin to go is looked at tomorrow.
             if now.date() != expired_on and await attempt("expiring people", unscoped_expire_people(store, now)):
                 expired_on = now.date()
+            expire_at = time.monotonic() + (_EXPIRE_SECONDS if done and expired_on == now.date() else _AGAIN_SECONDS)
 
 
 async def _erase_apps(store: EventStore, now: datetime) -> None:

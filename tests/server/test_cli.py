@@ -147,6 +147,11 @@ def test_migrate_and_check(environment: Environment) -> None:
     assert after["ok"]
     assert after["settings"]["ONEPX_SECRET_KEY"] == "(set)"
     assert set(after["findings"]) == {"control database", "event store", "disk", "set aside", "server"}
+    piece = Path(environment["ONEPX_DATA_DIR"]) / "journal" / "1-2.damaged"
+    piece.touch()
+    (problem,) = json.loads(run(environment, "check", "--json").stdout)["problems"]
+    assert "1-2.damaged" in problem
+    assert "then remove them" in problem
 
 
 def test_check_tells_of_what_cannot_be_reached(environment: Environment) -> None:

@@ -6,11 +6,13 @@ import secrets
 import time
 import weakref
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
+from clickhouse_connect.driver.client import Client
 
-from server.event_store import EventStore, EventStoreUnavailable, release_code, write_native
+from server.event_store import EventStore, EventStoreUnavailable, _migrate, release_code, write_native
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
 
@@ -56,6 +58,16 @@ async def test_a_statement_may_name_very_many(event_store: EventStore) -> None:
     ids = ", ".join(f"'{uuid4()}'" for _ in range(20_000))
     assert await event_store.query(f"SELECT count() AS n FROM events WHERE person_id IN ({ids})") == [{"n": 0}]
     await event_store.change(f"ALTER TABLE events DELETE WHERE person_id IN ({ids})")
+
+
+def test_a_server_that_is_too_old_is_told_before_anything_is_changed() -> None:
+    class Old:
+        def command(self, sql: str) -> str:
+            assert sql == "SELECT version()"
+            return "25.3.14.14"
+
+    with pytest.raises(EventStoreUnavailable, match=r"ClickHouse 25.3.14.14 is too old; it takes 25.12 or newer"):
+        _migrate(cast("Client", Old()))
 
 
 async def test_rows_that_were_written_are_let_go_at_once(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def test_addresses_are_cut(address: str, network: str) -> None:
         # The request came around the proxies: nothing in the header can be believed.
         (("10.0.0.1", 4711), [b"203.0.113.9"], 2, "10.0.0.1"),
         (("10.0.0.1", 4711), [b"unknown"], 1, ""),
+        (("10.0.0.1", 4711), [b"198.51.100.1" + 400_000 * b" x"], 1, ""),
         (None, [], 0, ""),
     ],
 )

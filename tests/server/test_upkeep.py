@@ -47,10 +47,10 @@ async def test_a_step_that_fails_holds_up_no_other(
 
     for name in STEPS:
         monkeypatch.setattr(upkeep, name, step(name))
-    for name in ("_ROUND_SECONDS", "_FIRST_SECONDS", "_EXPIRE_SECONDS", "_REWRITE_SECONDS", "_FORGET_SECONDS"):
-        monkeypatch.setattr(upkeep, name, 0.001)
+    for name in ("ROUND", "FIRST", "EXPIRE", "AGAIN", "REWRITE", "FORGET"):
+        monkeypatch.setattr(upkeep, f"_{name}_SECONDS", 0.001)
     with capture_logs() as logs:
-        keeping = asyncio.create_task(upkeep.keep_up(event_store, tmp_path))
+        keeping = asyncio.create_task(upkeep.keep_up(event_store, tmp_path, failing := {}))
         async with asyncio.timeout(30):
             # Expired people are looked for once a day, unless it fails.
             while min(done[name] for name in STEPS if name != "unscoped_expire_people") < 3:
@@ -58,5 +58,6 @@ async def test_a_step_that_fails_holds_up_no_other(
                 assert not keeping.done()
         keeping.cancel()
     assert done["unscoped_expire_people"] >= (3 if broken == "unscoped_expire_people" else 1)
+    assert list(failing) == [STEPS[broken]]
     told = [(line["what"], line["error"]) for line in logs if line["event"] == "upkeep waits"]
     assert told == [(STEPS[broken], "RuntimeError")], "once, however often it fails"
