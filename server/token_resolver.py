@@ -46,7 +46,7 @@ class TokenResolver:
         self._store = store
         self._graph = graph
         self._key = key
-        self._last_app = UUID(int=0)
+        self._last_app = self._last_told = UUID(int=0)
         self._purged = 0.0
         self._failing = False
 
@@ -166,9 +166,11 @@ class TokenResolver:
         return now_ms + int(max(wait, least_ms) * spread)
 
     async def _tell_some(self, now_ms: int) -> bool:
-        senders = await access_tokens.unscoped_take_senders(self._key, now_ms, _SENDERS_AT_ONCE)
+        last = self._last_told
+        senders = await access_tokens.unscoped_take_senders(last, self._key, now_ms, _SENDERS_AT_ONCE)
         if not senders:
             return False
+        self._last_told = senders[0].app_id
         app_ids = {each.app_id for each in senders}
         alive = {row["id"] for row in await App.select(App.id).where(App.id.is_in(list(app_ids)))}
         for app_id in app_ids - alive:

@@ -390,22 +390,30 @@ async def all_well(app_id: UUID, now_ms: int) -> None:
     await GraphPause.delete().where(GraphPause.app_id == app_id, GraphPause.until <= now_ms)
 
 
-async def unscoped_take_senders(key: SecretKey, now_ms: int, limit: int) -> list[Sender]:
-    """Persons who are to learn of a token, for whoever takes them alone, for as long as the lease is."""
+async def unscoped_take_senders(after: UUID, key: SecretKey, now_ms: int, limit: int) -> list[Sender]:
+    """Persons who are to learn of a token, for whoever takes them alone, for as long as the lease is.
+
+    Those of one app, the first one after this id that has any, else the first: apps take turns.
+    """
     # Most times there is nobody: no need to have others wait for a transaction that writes.
-    if not await TokenSender.exists().where(TokenSender.due_at <= now_ms):
+    for first in (after, UUID(int=0)):
+        due = "SELECT app_id FROM token_sender WHERE app_id > {} AND due_at <= {} ORDER BY app_id LIMIT 1"
+        if found := await TokenSender.raw(due, first, now_ms):
+            break
+    else:
         return []
     until = now_ms + LEASE_MS
     async with transaction():
         rows = await TokenSender.raw(
             "UPDATE token_sender SET due_at = {} WHERE key IN (SELECT key FROM token_sender "
-            f"WHERE due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
+            f"WHERE app_id = {{}} AND due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
             until,
+            _uuid(found[0]["app_id"]),
             now_ms,
         )
         names = sorted({row["token"] for row in rows})
-        found = await AccessToken.select().where(AccessToken.key.is_in(names)) if names else []
-    tokens = {row["key"]: row for row in found}
+        of_names = await AccessToken.select().where(AccessToken.key.is_in(names)) if names else []
+    tokens = {row["key"]: row for row in of_names}
     senders = [
         Sender(
             row["key"],

@@ -65,7 +65,7 @@ class Store(Protocol):
 async def people_of(app: App, store: Store, segment: Segment) -> bytes | None:
     """The ids of a segment's people, sorted, 16 bytes each; None for everybody. Raises Busy, Unavailable.
 
-    Of a million people 16 MB. They may be unknown, and merged into others by the time they are looked at.
+    Of a million people 16 MB. They may be merged into others by the time they are looked at.
     """
     if not segment:
         return None
@@ -73,7 +73,8 @@ async def people_of(app: App, store: Store, segment: Segment) -> bytes | None:
     stream = await store.stream(
         # Who they are by now, so that a run that goes on later finds them in the same place.
         f"SELECT any({PERSON_ID}) FROM events WHERE {ONE_APP} AND {SOMEBODY} AND {PERSON} IN ({query}) "
-        f"GROUP BY {PERSON}",
+        # Of anonymous visitors there may be a hundred for each, and nothing that Meta can match.
+        f"GROUP BY {PERSON} HAVING max(identified)",
         {"app": str(app.id), **parameters},
         "RowBinary",
         {},

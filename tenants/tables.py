@@ -416,7 +416,7 @@ INDEXES = (
     'CREATE UNIQUE INDEX membership_tenant_user ON membership (tenant, "user")',
     # What is done with costs them nothing.
     "CREATE INDEX access_token_due ON access_token (app_id, due_at) WHERE due_at IS NOT NULL",
-    "CREATE INDEX token_sender_due ON token_sender (due_at) WHERE due_at IS NOT NULL",
+    "CREATE INDEX token_sender_due ON token_sender (app_id, due_at) WHERE due_at IS NOT NULL",
     # No two at once.
     "CREATE UNIQUE INDEX audience_run_unfinished ON audience_run (audience) WHERE finished_at IS NULL",
     "CREATE INDEX person_todo ON person (key) WHERE todo > 0",

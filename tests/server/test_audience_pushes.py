@@ -74,16 +74,24 @@ async def known_person(
     return person
 
 
-async def hit(store: EventStore, app: App, person: UUID, token: str, times: int = 1, amount: int | None = None) -> None:
+async def hit(
+    store: EventStore,
+    app: App,
+    person: UUID,
+    token: str,
+    times: int = 1,
+    amount: int | None = None,
+    identified: bool = True,
+) -> None:
     query = f"event_token={token}" + (f"&amount={amount}&currency=EUR" if amount is not None else "")
     category = "event" if amount is None else "revenue"
     event = decode(category, query.encode(), "EUR", False)
     assert isinstance(event, Event)
+    at = int(NOW.timestamp() * 1000)
     rows = [
-        event_row(event, app.id.int, int(NOW.timestamp() * 1000), uuid4().int, category, person.int, "", b"", b"", b"")
-        for _ in range(times)
+        event_row(event, app.id.int, at, uuid4().int, category, person.int, "", b"", b"", b"") for _ in range(times)
     ]
-    await store.insert("events", rows, uuid4().hex)
+    await store.insert("events", [(*row[:-1], identified) for row in rows], uuid4().hex)
 
 
 async def has(store: EventStore, app: App, person: UUID, field: str, value: Any, version: int = 1) -> None:
@@ -218,7 +226,10 @@ async def test_a_segment_says_who_is_in_it(
 async def test_ids_are_read_as_they_are(event_store: EventStore, shop: App) -> None:
     persons = [await known_person(shop, [f"{n}@example.org"]) for n in range(5)]
     for person in persons:
+        # Before they were known, too; nobody else is in it.
+        await hit(event_store, shop, person, "purchase", identified=False)
         await hit(event_store, shop, person, "purchase")
+        await hit(event_store, shop, uuid4(), "purchase", identified=False)
     found = await people_of(shop, event_store, segment_of([("did", "purchase")]))
     assert found == b"".join(sorted(person.bytes for person in persons))
     for n in range(6):

@@ -59,7 +59,10 @@ async def take_one(app: UUID = SHOP, now: int = NOW) -> TakenToken:
 
 
 async def senders(now: int = NOW) -> list[Sender]:
-    return await unscoped_take_senders(KEY, now, 100)
+    found: list[Sender] = []
+    while some := await unscoped_take_senders(UUID(int=0), KEY, now, 100):
+        found += some
+    return found
 
 
 async def test_a_token_sent_often_is_asked_about_once(database: Database) -> None:
@@ -162,6 +165,18 @@ async def test_apps_take_turns_and_a_paused_one_waits(database: Database) -> Non
     assert await unscoped_next_app(OTHER, NOW + 99) == OTHER
     assert await unscoped_next_app(OTHER, NOW + 100) == SHOP
     assert len(await take(SHOP, KEY, NOW, 10)) == 10
+
+
+async def test_apps_take_turns_in_learning_what_became_of_tokens(database: Database) -> None:
+    """Somebody who sends a resolved token with ever new names keeps nobody of another app waiting."""
+    await keep(KEY, [sent("T", n, uuid=f"u{n}") for n in range(20)] + [sent("T", 30, app=OTHER)], NOW)
+    for app in (SHOP, OTHER):
+        await resolved(await take_one(app), KEY, "123", Profile(), NOW)
+    told_of = [(await unscoped_take_senders(UUID(int=0), KEY, NOW, 5))]
+    for _ in range(3):
+        told_of.append(await unscoped_take_senders(told_of[-1][0].app_id, KEY, NOW, 5))
+    assert [{each.app_id for each in some} for some in told_of] == [{SHOP}, {OTHER}, {SHOP}, {SHOP}]
+    assert [len(some) for some in told_of] == [5, 1, 5, 5]
 
 
 async def test_many_takers_share_and_none_is_taken_twice(database: Database) -> None:
