@@ -167,6 +167,8 @@ def _alias(key: bytes, root: bytes, revision: int) -> bulk.Row:
 async def told(rows: Sequence[bulk.Row]) -> None:
     """The event store has heard of them; whoever changed again since is told again."""
     keys = [(revision, app.to_bytes(16, "big") + alias.to_bytes(16, "big")) for app, alias, _, revision in rows]
+    # Everybody locks rows in the order of their keys, so nobody waits in a circle.
+    keys.sort(key=lambda pair: pair[1])
     async with transaction():
         statement = f"UPDATE person SET todo = todo - {TELL} WHERE revision = ? AND key = ? AND (todo & {TELL}) > 0"
         await bulk.run(tables.Person, statement, keys)
@@ -250,7 +252,7 @@ async def _place_all(
                 hit = msgspec.structs.replace(hit, of=now or hit.visitor)
             entry = known.place(hit)
             key = entry.person
-        elif in_order:
+        elif in_order and hit.hit_id not in stored:
             # Not whom they are merged into later: that may be taken back, and aliases tell it.
             placed[hit.hit_id] = key
             continue
