@@ -230,8 +230,12 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
         return _not_found(request, error)
     if error.status_code >= 500:
         return _failed(request, error)
-    more: dict[str, Any] = {"extra": error.extra} if error.extra else {}
-    return _problem(request, error.status_code, error.detail, dict(error.headers or {}), **more)
+    detail, more = error.detail, dict[str, Any]()
+    if isinstance(error.extra, list) and error.extra:
+        # Litestar's own checks of parameters are told as ours are.
+        wrong = cast("list[dict[str, str]]", error.extra)[0]
+        detail, more = f"{wrong['key']}: {wrong['message']}", {"field": wrong["key"]}
+    return _problem(request, error.status_code, detail, dict(error.headers or {}), **more)
 
 
 def _failed(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

@@ -27,8 +27,26 @@ api = Router(
 )
 
 
+_PROBLEM = {
+    "type": "object",
+    "required": ["status_code", "detail"],
+    "properties": {
+        "status_code": {"type": "integer"},
+        "detail": {"type": "string", "description": "A sentence for people."},
+        "field": {"type": "string", "description": "The parameter at fault, with 400."},
+    },
+}
+_PROBLEMS = {
+    "400": "A parameter cannot be used.",
+    "401": "No API key, or none that is valid.",
+    "404": "There is no such app or person, or not for this key.",
+    "429": "Too much is asked for at once; Retry-After says when to ask again.",
+    "503": "A store does not answer; Retry-After says when to ask again.",
+}
+
+
 def described(schema: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document with what Litestar leaves out: the answers' docstrings, and nulls in their examples."""
+    """The OpenAPI document with what Litestar leaves out: docstrings of answers, nulls in examples, what is refused."""
     answers = [*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS, *personal_data.ANSWERS]
     _, components = msgspec.json.schema_components(answers)
     for name, part in schema["components"]["schemas"].items():
@@ -36,6 +54,9 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
             part["description"] = " ".join(description.split())
     for operations in schema["paths"].values():
         for operation in operations.values():
+            for status, description in _PROBLEMS.items():
+                content = {"application/json": {"schema": _PROBLEM}}
+                operation["responses"][status] = {"description": description, "content": content}
             if example := EXAMPLES.get(operation["operationId"]):
                 done = next(answer for status, answer in operation["responses"].items() if status in ("200", "202"))
                 done["content"]["application/json"]["example"] = example

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from litestar import Request
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.exceptions import NotAuthorizedException, NotFoundException, ValidationException
+from litestar.exceptions import NotAuthorizedException
 from litestar.openapi.spec import Example
 from litestar.params import Parameter, SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -15,7 +15,6 @@ from tenants.keys import PREFIX_LENGTH, tenant_by_key
 from tenants.person_exports import Store
 from tenants.tables import App, Tenant
 
-RAISES = [ValidationException, NotAuthorizedException, NotFoundException]
 # Made by this module's own functions: nothing to validate.
 GivenTenant = NamedDependency[SkipValidation[Tenant]]
 GivenApp = NamedDependency[SkipValidation[App]]

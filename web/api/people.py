@@ -13,7 +13,7 @@ from tenants.events import recent_events, timestamp
 from tenants.reports.people import Sort, Summary, people
 from tenants.reports.person import Lifetime, person, person_id_of
 from tenants.reports.segments import segment_of
-from web.api.access import RAISES, Cursor, GivenApp, GivenStore, Limit
+from web.api.access import Cursor, GivenApp, GivenStore, Limit
 from web.api.records import Event, Events
 
 
@@ -78,7 +78,7 @@ class WholePerson(msgspec.Struct):
 PersonId = Annotated[str, Parameter(description="A person's id, also one that was merged into another since.")]
 
 
-@get("/apps/{app_token:str}/people", summary="People of an app", operation_id="people", raises=RAISES)
+@get("/apps/{app_token:str}/people", summary="People of an app", operation_id="people")
 async def people_list(
     request: Request[Any, Any, State],
     app: GivenApp,
@@ -159,7 +159,7 @@ def _person(of: Summary) -> Person:
     )
 
 
-@get("/apps/{app_token:str}/people/{person_id:str}", summary="A person", operation_id="person", raises=RAISES)
+@get("/apps/{app_token:str}/people/{person_id:str}", summary="A person", operation_id="person")
 async def one_person(app: GivenApp, store: GivenStore, person_id: FromPath[PersonId]) -> WholePerson:
     """All that is known of a person. Asked for one who was merged into another, this is the other."""
     of = await person(app, store, person_id_of(person_id))
@@ -183,7 +183,6 @@ async def one_person(app: GivenApp, store: GivenStore, person_id: FromPath[Perso
     "/apps/{app_token:str}/people/{person_id:str}/events",
     summary="What a person did",
     operation_id="person_events",
-    raises=RAISES,
 )
 async def events_of_person(
     app: GivenApp, store: GivenStore, person_id: FromPath[PersonId], limit: Limit = 100, cursor: Cursor = None

@@ -14,7 +14,7 @@ from litestar.response import Stream
 from tenants.deletions import delete_person, find_person, list_deletions
 from tenants.person_exports import export_person
 from tenants.tables import Deletion
-from web.api.access import RAISES, GivenApp, GivenKey, GivenStore
+from web.api.access import GivenApp, GivenKey, GivenStore
 
 PersonId = Annotated[
     str,
@@ -82,7 +82,6 @@ def receipt(deletion: Deletion) -> Receipt:
     "/apps/{app_token:str}/people/{person_id:str}/export",
     summary="Export a person",
     operation_id="export-person",
-    raises=RAISES,
     responses={200: ResponseSpec(PersonExport, description="All that is known", generate_examples=False)},
 )
 async def export(app: GivenApp, store: GivenStore, person_id: PersonId) -> Stream:
@@ -99,7 +98,6 @@ async def export(app: GivenApp, store: GivenStore, person_id: PersonId) -> Strea
     summary="Delete a person",
     operation_id="delete-person",
     status_code=202,
-    raises=RAISES,
 )
 async def remove(app: GivenApp, store: GivenStore, key: GivenKey, person_id: PersonId) -> Receipt:
     """Delete one person everywhere. They are nobody at once; their events go within minutes, and the receipt has
@@ -109,7 +107,7 @@ async def remove(app: GivenApp, store: GivenStore, key: GivenKey, person_id: Per
     return receipt(await delete_person(app, person, f"API key {key}…", datetime.now(UTC)))
 
 
-@get("/apps/{app_token:str}/deletions", summary="Receipts of deletions", operation_id="deletions", raises=RAISES)
+@get("/apps/{app_token:str}/deletions", summary="Receipts of deletions", operation_id="deletions")
 async def receipts(app: GivenApp) -> Receipts:
     """Who was deleted is not in them: a receipt says that somebody was, when, on whose behalf, and how much went."""
     return Receipts([receipt(deletion) for deletion in await list_deletions(app)])

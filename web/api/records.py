@@ -8,7 +8,7 @@ from litestar import get
 from litestar.params import Parameter
 
 from tenants.events import recent_events, recent_rejections
-from web.api.access import RAISES, Cursor, GivenApp, GivenStore, Limit
+from web.api.access import Cursor, GivenApp, GivenStore, Limit
 
 
 class Event(msgspec.Struct):
@@ -51,7 +51,7 @@ class Rejections(msgspec.Struct):
     next: str | None
 
 
-@get("/apps/{app_token:str}/events", summary="Events of an app", operation_id="events", raises=RAISES)
+@get("/apps/{app_token:str}/events", summary="Events of an app", operation_id="events")
 async def events(
     app: GivenApp,
     store: GivenStore,
@@ -67,7 +67,7 @@ async def events(
     return Events([Event(**row) for row in page.rows], page.next)
 
 
-@get("/apps/{app_token:str}/rejections", summary="Rejected hits", operation_id="rejections", raises=RAISES)
+@get("/apps/{app_token:str}/rejections", summary="Rejected hits", operation_id="rejections")
 async def rejections(app: GivenApp, store: GivenStore, limit: Limit = 100, cursor: Cursor = None) -> Rejections:
     """Hits that were not recorded, newest first, each with its reason and what to change."""
     page = await recent_rejections(app, store, limit=limit, cursor=cursor)

@@ -20,7 +20,7 @@ from tenants.reports.revenue import Revenue, RevenueSeries, revenue, revenue_ser
 from tenants.reports.series import Series, series
 from tenants.reports.totals import Totals, totals
 from tenants.reports.traffic import Traffic, traffic
-from web.api.access import RAISES, GivenApp, GivenStore
+from web.api.access import GivenApp, GivenStore
 
 GivenPeriod = NamedDependency[SkipValidation[Period]]
 GivenFilters = NamedDependency[SkipValidation[Filters]]
@@ -133,7 +133,7 @@ class TotalsAnswer(msgspec.Struct):
     totals: Totals
 
 
-@get("/apps/{app_token:str}/totals", summary="Totals", operation_id="totals", raises=RAISES)
+@get("/apps/{app_token:str}/totals", summary="Totals", operation_id="totals")
 async def totals_report(app: GivenApp, store: GivenStore, when: GivenPeriod, which: GivenFilters) -> TotalsAnswer:
     """Events, unique persons and hits that did not become events, in the period and in the one before."""
     return TotalsAnswer(about(when), await totals(app, store, when, which))
@@ -146,7 +146,7 @@ class SeriesAnswer(msgspec.Struct):
     series: Series
 
 
-@get("/apps/{app_token:str}/series", summary="Events over time", operation_id="series", raises=RAISES)
+@get("/apps/{app_token:str}/series", summary="Events over time", operation_id="series")
 async def series_report(
     app: GivenApp,
     store: GivenStore,
@@ -167,7 +167,7 @@ class BreakdownAnswer(msgspec.Struct):
     breakdown: Breakdown
 
 
-@get("/apps/{app_token:str}/breakdown", summary="Values of a field", operation_id="breakdown", raises=RAISES)
+@get("/apps/{app_token:str}/breakdown", summary="Values of a field", operation_id="breakdown")
 async def breakdown_report(
     app: GivenApp,
     store: GivenStore,
@@ -198,7 +198,7 @@ class RevenueAnswer(msgspec.Struct):
     series: RevenueSeries
 
 
-@get("/apps/{app_token:str}/revenue", summary="Revenue", operation_id="revenue", raises=RAISES)
+@get("/apps/{app_token:str}/revenue", summary="Revenue", operation_id="revenue")
 async def revenue_report(app: GivenApp, store: GivenStore, when: GivenPeriod, which: GivenFilters) -> RevenueAnswer:
     """Gross, refunded, net, orders and averages of each currency, and over time, in whole minor units.
 
@@ -216,13 +216,13 @@ class TrafficAnswer(msgspec.Struct):
     traffic: Traffic
 
 
-@get("/apps/{app_token:str}/traffic", summary="What became of all hits", operation_id="traffic", raises=RAISES)
+@get("/apps/{app_token:str}/traffic", summary="What became of all hits", operation_id="traffic")
 async def traffic_report(app: GivenApp, store: GivenStore, when: GivenPeriod) -> TrafficAnswer:
     """Recorded, rejected, duplicate and limited hits over time. There are no filters: only events have fields."""
     return TrafficAnswer(about(when), await traffic(app, store, when))
 
 
-@get("/apps/{app_token:str}/fields", summary="Fields to break down by", operation_id="fields", raises=RAISES)
+@get("/apps/{app_token:str}/fields", summary="Fields to break down by", operation_id="fields")
 async def fields_report(app: GivenApp, store: GivenStore, when: GivenPeriod, which: GivenFilters) -> Fields:
     """The custom values that the newest 10,000 events of the period have, most frequent first."""
     return await fields(app, store, when, which)
@@ -235,7 +235,7 @@ class RetentionAnswer(msgspec.Struct):
     retention: Retention
 
 
-@get("/apps/{app_token:str}/retention", summary="Retention", operation_id="retention", raises=RAISES)
+@get("/apps/{app_token:str}/retention", summary="Retention", operation_id="retention")
 async def retention_report(
     app: GivenApp,
     store: GivenStore,
@@ -275,7 +275,7 @@ _STEP = "An event token; steps are in the order of their numbers, 2 to 8 of them
 
 
 # Steps beyond the second cannot be listed one by one: they are read from the query, as filters are.
-@get("/apps/{app_token:str}/funnel", summary="Funnel", operation_id="funnel", raises=RAISES)
+@get("/apps/{app_token:str}/funnel", summary="Funnel", operation_id="funnel")
 async def funnel_report(
     request: Request[Any, Any, State],
     app: GivenApp,
