@@ -19,6 +19,8 @@ from pathlib import Path
 _CHUNK_BYTES = 256 * 1024
 # Who reads nothing for so long has gone away, or holds a place that others wait for.
 _STALLED_SECONDS = 120.0
+# Who takes less in as long, 17 kB a second, holds one as well.
+_LEAST_BYTES = 2 * 1024**2
 _END_SECONDS = 0.5
 
 
@@ -42,6 +44,8 @@ class ByteStream:
         self._done: Future[None] | None = None
         self._first = b""
         self._stalled: asyncio.TimerHandle | None = None
+        # What was taken lately, and in what time of the reader's own.
+        self._taken_bytes, self._taken_seconds, self._handed_at = 0, 0.0, 0.0
 
     async def begin(self, done: "Future[None]") -> None:
         """Wait for the first bytes. What the writer, which is `done` then, raises is raised here or at the end."""
@@ -58,6 +62,11 @@ class ByteStream:
     async def __anext__(self) -> bytes:
         if self._stalled is not None:
             self._stalled.cancel()
+            self._taken_seconds += time.monotonic() - self._handed_at
+        if self._taken_seconds > _STALLED_SECONDS:
+            if self._taken_bytes < _LEAST_BYTES:
+                self.close()
+            self._taken_bytes, self._taken_seconds = 0, 0.0
         chunk, self._first = self._first, b""
         chunk = chunk or await self._next()
         if not chunk:
@@ -66,6 +75,8 @@ class ByteStream:
         # Not a method of ours: a timer that held us would keep us from being dropped.
         dropped: weakref.ref[ByteStream] = weakref.ref(self)
         self._stalled = asyncio.get_running_loop().call_later(_STALLED_SECONDS, _close, dropped)
+        self._taken_bytes += len(chunk)
+        self._handed_at = time.monotonic()
         return chunk
 
     async def _next(self) -> bytes:

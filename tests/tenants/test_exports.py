@@ -356,6 +356,32 @@ async def test_who_reads_nothing_for_long_loses_the_place(
         await everything(stream)
 
 
+@pytest.mark.parametrize("least", [1, 1024**3])
+async def test_who_takes_little_for_long_loses_the_place(
+    event_store: EventStore, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """A place may be held for a day, and there are few."""
+    monkeypatch.setattr("server.streams._STALLED_SECONDS", 0.3)
+    monkeypatch.setattr("server.streams._LEAST_BYTES", least)
+    shop = app()
+    await insert_many(event_store, shop, ROWS)
+    stream = await start(event_store, shop)
+
+    async def slowly() -> int:
+        read = 0
+        async for chunk in stream:
+            read += len(chunk)
+            await asyncio.sleep(0.11)
+        return read
+
+    if least == 1:
+        assert await slowly() > 5 * 256 * 1024
+    else:
+        with pytest.raises(ConnectionAbortedError):
+            await slowly()
+    await until_idle(event_store)
+
+
 async def test_nobody_has_all_places(event_store: EventStore) -> None:
     mine, theirs, third = app(101), app(102), app(103)
     for of in (mine, theirs):
