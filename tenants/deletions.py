@@ -218,18 +218,28 @@ async def unscoped_expire_people(store: Store, now: datetime) -> int:
     To be done once a day: it asks about every known person of these apps.
     """
     removed = 0
-    apps = await App.select(App.id, App.retention_days).where(App.retention_days.is_not_null())
-    for app in apps:
-        first, before = app["id"].bytes, now - timedelta(days=app["retention_days"])
-        after = (app["id"].int + 1).to_bytes(16, "big")
-        old = (Person.known_at < int(before.timestamp() * 1000)) & Person.merged_into.is_null() & (Person.key < after)
-        while rows := (
-            await Person.select(Person.key).where(Person.key > first, old).order_by(Person.key).limit(_PEOPLE_AT_ONCE)
-        ):
-            keys = [row["key"] for row in rows]
-            removed += await _expire(store, app["id"], keys, int(before.timestamp() * 1000))
-            first = keys[-1]
-        await _expire_states(store, app["id"])
+    failure: Exception | None = None
+    for app in await App.select(App.id, App.retention_days).where(App.retention_days.is_not_null()):
+        try:
+            removed += await _expire_app(store, app["id"], now - timedelta(days=app["retention_days"]))
+        except Exception as error:  # whatever it is, the other apps are not to wait for it
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return removed
+
+
+async def _expire_app(store: Store, app_id: UUID, before: datetime) -> int:
+    removed, first, after = 0, app_id.bytes, (app_id.int + 1).to_bytes(16, "big")
+    before_ms = int(before.timestamp() * 1000)
+    old = (Person.known_at < before_ms) & Person.merged_into.is_null() & (Person.key < after)
+    while rows := (
+        await Person.select(Person.key).where(Person.key > first, old).order_by(Person.key).limit(_PEOPLE_AT_ONCE)
+    ):
+        keys = [row["key"] for row in rows]
+        removed += await _expire(store, app_id, keys, before_ms)
+        first = keys[-1]
+    await _expire_states(store, app_id)
     return removed
 
 

@@ -29,8 +29,8 @@ from tenants.deletions import (
     unscoped_newest_pending,
     unscoped_work_off,
 )
-from tenants.erasures import unscoped_erase_apps, unscoped_expire
-from tenants.errors import NotFound
+from tenants.erasures import Store, unscoped_erase_apps, unscoped_expire
+from tenants.errors import NotFound, Unavailable
 from tenants.events import event_row, rejection_row
 from tenants.forgotten import ForgottenKeys, unscoped_forgotten, unscoped_purge_forgotten
 from tenants.hits import Event, Rejection, decode, identifiers_in
@@ -590,6 +590,28 @@ async def test_what_became_of_a_strangers_token_goes_with_their_events(
         return [row["id"] for row in found] == [known_one]
 
     await until(is_gone)
+
+
+async def test_an_app_whose_people_cannot_be_looked_for_holds_up_no_other(
+    shop: Hits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[UUID] = []
+
+    async def broken(store: Store, app_id: UUID, before: datetime) -> int:
+        asked.append(app_id)
+        if len(asked) == 1:
+            raise Unavailable("too much for one query")
+        return 2
+
+    monkeypatch.setattr(deletions, "_expire_app", broken)
+    tenant = await Tenant.objects().get(Tenant.id == shop.app.tenant)
+    assert tenant is not None
+    other, _ = await create_app(tenant, "Another shop")
+    for app in (shop.app, other):
+        await change_app(app, retention_days=30)
+    with pytest.raises(Unavailable):
+        await unscoped_expire_people(shop.store, datetime.now(UTC))
+    assert sorted(asked) == sorted((shop.app.id, other.id))
 
 
 async def test_people_go_when_no_event_of_theirs_is_left(shop: Hits) -> None:
