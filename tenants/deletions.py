@@ -364,7 +364,11 @@ async def _remove_rows(
     persons = _listed(work.persons)
     mark = str(work.persons[0])
     old = f"{app} AND received_at < fromUnixTimestamp64Milli({work.before}, 'UTC')"
-    theirs = f"{old} AND person_id IN ({persons})"
+    # What events of theirs brought whoever they were stored as; version as in migrations/events/0004_people.sql.
+    brought = ", ".join(
+        f"{int.from_bytes(id.bytes[:6], 'big') * 2**20} + cityHash64(toUUID('{id}')) % 1048576" for id in work.also
+    )
+    theirs = f"{old} AND (person_id IN ({persons}){brought and f' OR version IN ({brought})'})"
     but, also = _listed(work.but), _listed(work.also)
     events = await mutate(
         store,

@@ -415,8 +415,8 @@ def test_identifiers_are_found_in_hits_that_are_rejected() -> None:
 
 async def test_an_event_that_is_somebody_elses_after_all_stays(shop: Hits) -> None:
     cookie = uuid4()
-    ann = await shop(cookie, email=ANN)
-    bob = await shop(uuid4(), email=BOB)
+    ann = await shop(cookie, email=ANN, plan="pro")
+    bob = await shop(uuid4(), email=BOB, plan="start")
     rows = await shop.store.query("SELECT id, email FROM events WHERE app_id = {app:UUID}", {"app": str(shop.app.id)})
     of = {row["email"]: row["id"] for row in rows}
     app = shop.app.id.bytes
@@ -429,6 +429,8 @@ async def test_an_event_that_is_somebody_elses_after_all_stays(shop: Hits) -> No
     # It is to become bob's, but it was sent with ann's address.
     assert [(row["id"], row["email"]) for row in rows] == [(of[ANN], "")]
     assert [row.hit_id for row in await Reattribution.objects()] == [of[ANN].bytes]
+    # Nor does bob keep what ann's event brought him.
+    assert await shop.count("person_properties") == 0
 
 
 async def test_an_anonymous_visitor_can_be_deleted(shop: Hits) -> None:
