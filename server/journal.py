@@ -298,9 +298,10 @@ class Journal:
 
     def _let_go(self, segment: Segment) -> None:
         """Close the segment: once digested it can be removed."""
-        segment.close()
+        # Before: a descriptor whose closing failed is closed all the same, and its number may be another file's.
         self._segment = None
         self._looked_at = 0.0
+        segment.close()
 
     def _make_sure_of_room(self, more: int) -> None:
         """Raises OSError when the journal, or the disk, has none for `more` bytes. Looks four times a second."""

@@ -48,13 +48,17 @@ class Operations:
     failing: dict[str, float] = field(default_factory=dict[str, float])
     started: float = field(default_factory=time.time)
     _backlog: Backlog | None = None
-    _measuring: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _measuring: asyncio.Task[JournalState] | None = None
 
     async def journal_state(self) -> JournalState:
         """How the machine's journal stands."""
-        async with self._measuring:
-            self._backlog = self._backlog or Backlog(self.settings.journal_dir)
-            return await asyncio.to_thread(measure_journal, self.settings.journal_dir, self._backlog)
+        self._backlog = self._backlog or Backlog(self.settings.journal_dir)
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.create_task(
+                asyncio.to_thread(measure_journal, self.settings.journal_dir, self._backlog)
+            )
+        # Whoever gives up leaves it to the next: a disk that hangs holds one thread.
+        return await asyncio.shield(self._measuring)
 
     async def health(self) -> tuple[int, dict[str, Any]]:
         """(HTTP status, what is well and what is not).

@@ -167,15 +167,13 @@ class TokenResolver:
 
     async def _tell_some(self, now_ms: int) -> bool:
         last = self._last_told
-        senders = await access_tokens.unscoped_take_senders(last, self._key, now_ms, _SENDERS_AT_ONCE)
-        if not senders:
+        app_id, senders = await access_tokens.unscoped_take_senders(last, self._key, now_ms, _SENDERS_AT_ONCE)
+        if app_id is None:
             return False
-        self._last_told = senders[0].app_id
-        app_ids = {each.app_id for each in senders}
-        alive = {row["id"] for row in await App.select(App.id).where(App.id.is_in(list(app_ids)))}
-        for app_id in app_ids - alive:
+        self._last_told = app_id
+        if not await App.exists().where(App.id == app_id):
             await access_tokens.forget_app(app_id)
-        senders = [each for each in senders if each.app_id in alive]
+            return True
         forgotten = await unscoped_forgotten(min((each.received_at_ms for each in senders), default=now_ms))
         told: list[Sender] = []
         rows: list[Row] = []

@@ -56,7 +56,7 @@ async def keep_up(store: EventStore, journal_dir: Path, failing: dict[str, float
         failing.pop(what, None)
         return True
 
-    forget_at = expire_at = rewrite_at = time.monotonic() + _FIRST_SECONDS
+    forget_at = expire_at = people_at = rewrite_at = time.monotonic() + _FIRST_SECONDS
     asked: datetime | None = None
     expired_on: date | None = None
     while True:
@@ -85,10 +85,12 @@ async def keep_up(store: EventStore, journal_dir: Path, failing: dict[str, float
         if time.monotonic() >= expire_at:
             done = await attempt("expiring events", unscoped_expire(store, now))
             done &= await attempt("forgetting who was deleted", unscoped_purge_forgotten(now))
-            # Whose events only begin to go is looked at tomorrow.
-            if now.date() != expired_on and await attempt("expiring people", unscoped_expire_people(store, now)):
+            expire_at = time.monotonic() + (_EXPIRE_SECONDS if done else _AGAIN_SECONDS)
+        if now.date() != expired_on and time.monotonic() >= people_at:
+            # Whose events only begin to go is looked at tomorrow. It asks about everybody: not again at once.
+            if await attempt("expiring people", unscoped_expire_people(store, now)):
                 expired_on = now.date()
-            expire_at = time.monotonic() + (_EXPIRE_SECONDS if done and expired_on == now.date() else _AGAIN_SECONDS)
+            people_at = time.monotonic() + _EXPIRE_SECONDS
 
 
 async def _erase_apps(store: EventStore, now: datetime) -> None:

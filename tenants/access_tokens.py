@@ -390,10 +390,12 @@ async def all_well(app_id: UUID, now_ms: int) -> None:
     await GraphPause.delete().where(GraphPause.app_id == app_id, GraphPause.until <= now_ms)
 
 
-async def unscoped_take_senders(after: UUID, key: SecretKey, now_ms: int, limit: int) -> list[Sender]:
-    """Persons who are to learn of a token, for whoever takes them alone, for as long as the lease is.
+async def unscoped_take_senders(
+    after: UUID, key: SecretKey, now_ms: int, limit: int
+) -> tuple[UUID | None, list[Sender]]:
+    """(an app, persons of it who are to learn of a token), for whoever takes them alone, for as long as the lease is.
 
-    Those of one app, the first one after this id that has any, else the first: apps take turns.
+    It is the first app after this id that has any, else the first, since apps take turns; None where nothing is due.
     """
     # Most times there is nobody: no need to have others wait for a transaction that writes.
     for first in (after, UUID(int=0)):
@@ -401,14 +403,15 @@ async def unscoped_take_senders(after: UUID, key: SecretKey, now_ms: int, limit:
         if found := await TokenSender.raw(due, first, now_ms):
             break
     else:
-        return []
+        return None, []
+    app_id = _uuid(found[0]["app_id"])
     until = now_ms + LEASE_MS
     async with transaction():
         rows = await TokenSender.raw(
             "UPDATE token_sender SET due_at = {} WHERE key IN (SELECT key FROM token_sender "
             f"WHERE app_id = {{}} AND due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
             until,
-            _uuid(found[0]["app_id"]),
+            app_id,
             now_ms,
         )
         names = sorted({row["token"] for row in rows})
@@ -434,7 +437,7 @@ async def unscoped_take_senders(after: UUID, key: SecretKey, now_ms: int, limit:
         if (token := tokens.get(row["token"])) is not None
         and (row["received_at"] <= now_ms - TOKEN_MS or _can_read_profile(key, token))
     ]
-    return sorted(senders, key=lambda each: (each.received_at_ms, each.hit_id))
+    return app_id, sorted(senders, key=lambda each: (each.received_at_ms, each.hit_id))
 
 
 async def told(senders: Collection[Sender]) -> None:

@@ -34,6 +34,7 @@ from tenants.errors import NotFound
 from tenants.events import NOBODY, Queries
 from tenants.forgotten import forget
 from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, merged_with, person_key, survivors, unscoped_roots
+from tenants.rewriting import PROPERTIES
 from tenants.tables import (
     App,
     Deletion,
@@ -59,7 +60,7 @@ _NAMED_AT_ONCE = 1_000
 _KEYS_A_STATEMENT = 5_000
 # Asked about in one query; most have one id.
 _PEOPLE_AT_ONCE = 1_000
-# Everybody who writes waits meanwhile, at most ten seconds: a store that takes longer is asked again in an hour.
+# Everybody who writes waits meanwhile, at most ten seconds: a store that takes longer is asked again later.
 _LOCKED_SECONDS = 4.0
 _SHOWN = 1_000
 
@@ -81,6 +82,8 @@ class _Work(msgspec.Struct, array_like=True):
     gone_at: int | None = None
     # Of each count of the receipt: what was removed, and what a mutation is to remove that may not have begun.
     removed: dict[str, tuple[int, int]] = {}
+    # As whose `also` were stored.
+    was: list[UUID] = []
 
 
 async def find_person(app: App, store: Queries, person: str) -> UUID:
@@ -126,7 +129,7 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
         # A person may be named after a cookie that is somebody else's by now.
         others = await _owned(persons)
         await forget([*identifiers, *visitors, *(key for key in persons if key not in others)], before)
-        also, but = await _reattributed(set(persons))
+        also, was, but = await _reattributed(set(persons))
         work = _Work(
             persons=[UUID(bytes=key[16:]) for key in persons],
             visitors=[key[16:] for key in visitors],
@@ -137,6 +140,7 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
             revision=revision,
             also=also,
             but=but,
+            was=was,
         )
         deletion = Deletion(
             app_id=app.id,
@@ -233,13 +237,19 @@ async def _expire_app(store: Store, app_id: UUID, before: datetime) -> int:
     removed, first, after = 0, app_id.bytes, (app_id.int + 1).to_bytes(16, "big")
     before_ms = int(before.timestamp() * 1000)
     old = (Person.known_at < before_ms) & Person.merged_into.is_null() & (Person.key < after)
+    late: TimeoutError | None = None
     while rows := (
         await Person.select(Person.key).where(Person.key > first, old).order_by(Person.key).limit(_PEOPLE_AT_ONCE)
     ):
         keys = [row["key"] for row in rows]
-        removed += await _expire(store, app_id, keys, before_ms)
+        try:
+            removed += await _expire(store, app_id, keys, before_ms)
+        except TimeoutError as error:  # perhaps these are too many in one: those after them are not
+            late = error
         first = keys[-1]
     await _expire_states(store, app_id)
+    if late is not None:
+        raise late
     return removed
 
 
@@ -249,6 +259,8 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int
     ids = [UUID(bytes=key[16:]) for keys in persons.values() for key in keys]
     app = f"app_id = '{app_id}'"
     active = await _with_events(store, app_id, ids)
+    if not any(active.isdisjoint(keys) for keys in persons.values()):
+        return 0
     async with transaction():
         await _lock_clock(app_id)
         # An event of theirs that is identified is stored before its machine identifies the next batch.
@@ -387,6 +399,10 @@ async def _remove_rows(
         "uniqExact(field)",
         before=functools.partial(removing, "properties"),
     )
+    if work.was and work.gone_at is None:
+        # Who keeps what their own events brought. Rows inserted after a mutation began are not its.
+        own = f"{app} AND person_id IN ({_listed(work.was)}) AND id NOT IN ({also})"
+        await store.change(f"INSERT INTO person_properties {PROPERTIES.format(rows=own)}")
     merges = f"{app} AND (alias IN ({persons}) OR person IN ({persons})) AND version <= {work.revision}"
     aliases = await mutate(store, "person_aliases", "DELETE", merges, mark)
     rejections = await _change_mentions(
@@ -537,8 +553,8 @@ async def _owned(cookies: Sequence[bytes]) -> set[bytes]:
     return owned
 
 
-async def _reattributed(persons: set[bytes]) -> tuple[list[UUID], list[UUID]]:
-    """Events that are these persons' but were stored as somebody else's, and the other way round.
+async def _reattributed(persons: set[bytes]) -> tuple[list[UUID], list[UUID], list[UUID]]:
+    """Events that are these persons' but were stored as somebody else's, as whose, and events the other way round.
 
     Of the first nothing has to be put right any more. There are rarely any: what two machines digested within seconds.
     """
@@ -547,7 +563,9 @@ async def _reattributed(persons: set[bytes]) -> tuple[list[UUID], list[UUID]]:
     but = [row["hit_id"] for row in rows if row["was"] in persons and row["person"] not in persons]
     if also:
         await Reattribution.delete().where(Reattribution.hit_id.is_in(also))
-    return [UUID(bytes=each) for each in also], [UUID(bytes=each) for each in but]
+    was = {row["was"] for row in rows if row["person"] in persons and row["was"] not in persons}
+    stored_as = [UUID(bytes=each[16:]) for each in was]
+    return [UUID(bytes=each) for each in also], stored_as, [UUID(bytes=each) for each in but]
 
 
 def _values(identifiers: Sequence[bytes], kind: int) -> list[str]:

@@ -27,8 +27,8 @@ KINDS = (UUID_KIND, EMAIL_KIND, FBID_KIND)
 _KEYS_A_STATEMENT = 5_000
 _SHOWN = 1_000
 _IDENTIFIERS = (
-    "SELECT key, person FROM (SELECT key, person, ROW_NUMBER() OVER (PARTITION BY person ORDER BY key) AS turn "
-    "FROM identifier WHERE person IN ({})) AS numbered WHERE turn <= {} ORDER BY key"
+    "SELECT key, person FROM (SELECT key, person, ROW_NUMBER() OVER (PARTITION BY person, substr(key, 17, 1) "
+    "ORDER BY key) AS turn FROM identifier WHERE person IN ({})) AS numbered WHERE turn <= {} ORDER BY key"
 )
 
 
@@ -110,7 +110,7 @@ async def merged_with(keys: Sequence[bytes]) -> dict[bytes, list[bytes]]:
 async def known(app: App, ids: Iterable[UUID], whole: bool = False) -> dict[UUID, Known]:
     """What is known of these persons, by the id that was asked for; those of whom nothing is known are left out.
 
-    Unless `whole`, of each id the first `_SHOWN` identifiers: hits may bring any number.
+    Unless `whole`, of each id the first `_SHOWN` identifiers of a kind: hits may bring any number.
     """
     of = await survivors(app, ids)
     roots = sorted({person_key(app.id, survivor) for survivor in of.values()})

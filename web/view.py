@@ -201,16 +201,19 @@ def with_typed(filters: Filters, field: str, how: str, value: str) -> Filters:
 
 def filterable(typed: str) -> str:
     """The field that people mean by `plan` (a custom value) or `person.plan` (a property). Raises InvalidValue."""
-    # A name that begins or ends with a space is one all the same, where it is not typed by hand.
-    typed = typed if typed.startswith(("params.", "person.")) else typed.strip()
+    # A name that begins or ends with a space is one all the same; by hand nobody types the whole of it.
+    typed = typed if typed.startswith("params.") else typed.strip()
     known = typed in COLUMNS or typed.startswith(("params.", "person."))
     return field_of(typed if known else f"params.{typed}", "add_field")
 
 
 def short(field: str) -> str:
-    """The shortest that `filterable` takes for this field: `plan`, but `params.category`, which is no column."""
+    """The shortest that `filterable` takes for this field: `plan`, but `params.category`, which is no column.
+
+    With a space at its beginning or end a name is whole, too.
+    """
     name = field.removeprefix("params.")
-    return field if name in COLUMNS or name.startswith(("params.", "person.")) else name
+    return field if name in COLUMNS or name.startswith(("params.", "person.")) or name != name.strip() else name
 
 
 def named(field: str) -> str:

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 from uuid import UUID
 
 import pytest
@@ -216,6 +217,21 @@ def test_head_answers_like_get_without_a_body_and_records_nothing(app: App) -> N
     app.hit("event_token=after")
     wait_until(lambda: len(app.events()) == 2, SOON)
     assert {event["event_token"] for event in app.events()} == {"get", "after"}
+
+
+def test_head_of_an_export_is_answered_without_reading_it(app: App) -> None:
+    app.hit("event_token=a&params=%7B%22email%22%3A%22ann%40example.org%22%7D")
+    people = f"/api/v1/apps/{app.token}/people"
+    wait_until(lambda: app.tenant.get(people).json()["people"], SOON)
+    path = f"{people}/{app.tenant.get(people).json()['people'][0]['id']}/export"
+    client = app.tenant.machine.process.client
+    # More often than exports may run at once.
+    for _ in range(6):
+        head = client.send(path, "HEAD", {"Authorization": f"Bearer {app.tenant.key}"})
+        assert (head.status, head.body, client.unread) == (200, b"", b"")
+    key = {"Authorization": f"Bearer {app.tenant.key}"}
+    with urlopen(Request(f"http://127.0.0.1:{app.tenant.machine.process.port}{path}", headers=key)) as reply:
+        assert json.load(reply)["person"]["emails"] == ["ann@example.org"]
 
 
 def test_head_on_a_page_answers_like_get_without_a_body(shared: Machine) -> None:

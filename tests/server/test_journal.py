@@ -752,6 +752,7 @@ def test_the_segments_of_one_process_are_written_in_turn(tmp_path: Path) -> None
         segment = Segment(tmp_path)
         segment.append(encode_frame([hit(1, now)], []))
         segment.close()
+        time.sleep(0.002)  # those of one millisecond have no order
     assert written_in_turn(tmp_path)
     first, second = Segment(tmp_path), Segment(tmp_path)
     time.sleep(0.05)

@@ -60,7 +60,9 @@ async def take_one(app: UUID = SHOP, now: int = NOW) -> TakenToken:
 
 async def senders(now: int = NOW) -> list[Sender]:
     found: list[Sender] = []
-    while some := await unscoped_take_senders(UUID(int=0), KEY, now, 100):
+    app: UUID | None = UUID(int=0)
+    while app is not None:
+        app, some = await unscoped_take_senders(app, KEY, now, 100)
         found += some
     return found
 
@@ -172,11 +174,14 @@ async def test_apps_take_turns_in_learning_what_became_of_tokens(database: Datab
     await keep(KEY, [sent("T", n, uuid=f"u{n}") for n in range(20)] + [sent("T", 30, app=OTHER)], NOW)
     for app in (SHOP, OTHER):
         await resolved(await take_one(app), KEY, "123", Profile(), NOW)
-    told_of = [(await unscoped_take_senders(UUID(int=0), KEY, NOW, 5))]
-    for _ in range(3):
-        told_of.append(await unscoped_take_senders(told_of[-1][0].app_id, KEY, NOW, 5))
-    assert [{each.app_id for each in some} for some in told_of] == [{SHOP}, {OTHER}, {SHOP}, {SHOP}]
-    assert [len(some) for some in told_of] == [5, 1, 5, 5]
+    last: UUID | None = UUID(int=0)
+    told_of: list[tuple[UUID | None, int]] = []
+    for _ in range(4):
+        assert last is not None
+        last, some = await unscoped_take_senders(last, KEY, NOW, 5)
+        assert {each.app_id for each in some} == {last}
+        told_of.append((last, len(some)))
+    assert told_of == [(SHOP, 5), (OTHER, 1), (SHOP, 5), (SHOP, 5)]
 
 
 async def test_many_takers_share_and_none_is_taken_twice(database: Database) -> None:

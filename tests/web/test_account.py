@@ -113,10 +113,11 @@ async def test_a_form_of_another_account_than_is_shown_by_now_changes_nothing(
     """Two tabs: one shows alice's account, the other switched to bob's."""
     forms = {
         address: re.findall(rf'action="([^"]+[?]account={alice.id})"', (await owner.get(address)).text)
-        for address in ("/account", "/account/people", "/account/keys", "/apps/new")
+        for address in ("/account", "/account/delete", "/account/people", "/account/keys", "/apps/new")
     }
     assert {address: len(found) for address, found in forms.items()} == {
         "/account": 2,
+        "/account/delete": 1,
         "/account/people": 3,
         "/account/keys": 1,
         "/apps/new": 1,

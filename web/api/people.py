@@ -21,7 +21,7 @@ class Person(msgspec.Struct):
     """Somebody of whom an identifier is known. `revenue` is net, in minor units by currency.
 
     Of several e-mail addresses or Facebook ids this has the first by alphabet; the person alone has them all. Of
-    properties there are the newest 500.
+    properties there are the newest 500, and of a page with many such people fewer.
     """
 
     id: UUID
@@ -58,8 +58,8 @@ class WholePerson(msgspec.Struct):
     at most `facebook_state`.
 
     `known_at` is when the first identifier came, `merged` are the ids of those who turned out to be this person.
-    `first_seen` and `last_seen` are null when the events are gone. Of identifiers there are a thousand, of properties
-    the newest 500; the export has all.
+    `first_seen` and `last_seen` are null when the events are gone. Of identifiers there are a thousand of a kind, of
+    properties the newest 500; the export has all.
     """
 
     id: UUID
