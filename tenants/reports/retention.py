@@ -95,7 +95,8 @@ async def retention(
     if begins == returns:
         bits = f"groupBitOr({bit}) AS there, bitAnd(there, bitXor(there, there - 1)) AS begun"
     else:
-        bits = f"groupBitOrIf({bit}, {returns}) AS there, minIf({bit}, {begins}) AS begun"
+        there = f"groupBitOr({bit})" if returns == "1" else f"groupBitOrIf({bit}, {returns})"
+        bits = f"{there} AS there, minIf({bit}, {begins}) AS begun"
     people = f"SELECT {bits} {rows} GROUP BY {PERSON}"
     if new:
         before = f"FROM events WHERE {ONE_APP} AND received_at < fromUnixTimestamp64Milli({seconds(period.start)}000)"
@@ -156,14 +157,14 @@ def _interval(period: Period) -> tuple[str, Parameters]:
     # Where intervals of the usual length begin, and begin again after one of another length.
     runs = [0, *(number for number, length in enumerate(lengths, 1) if length != usual)]
     if len(runs) <= _MAX_RUNS:
-        number, after = "", len(starts)
-        for first in reversed(runs):
-            # The longer day before clocks are put back is one day, too.
-            counted = f"intDiv(toUnixTimestamp64Milli(received_at) - {starts[first]}000, {usual}000) + {first}"
-            counted = f"least({counted}, {after - 1})"
-            later = f"received_at >= fromUnixTimestamp64Milli({starts[after]}000)" if number else ""
-            number, after = f"if({later}, {number}, {counted})" if number else counted, first
-        return f"toUInt8({number})", {}
+        # When the first interval of all would have begun, were all before these of the usual length.
+        since = f"{starts[0]}000"
+        for before, first in pairwise(runs):
+            # The longer day before clocks are put back is one day, too: its last hour counts from the next one on.
+            begins = min(starts[first], starts[before] + (first - before) * usual)
+            later = f"received_at >= fromUnixTimestamp64Milli({begins}000)"
+            since = f"if({later}, {starts[first] - first * usual}000, {since})"
+        return f"toUInt8(intDiv(toUnixTimestamp64Milli(received_at) - {since}, {usual}000))", {}
     slot = math.gcd(*(at - starts[0] for at in starts[1:])) or max(1, seconds(period.end) - starts[0])
     ends = [*starts[1:], seconds(period.end)]
     slots = [max(1, math.ceil((end - start) / slot)) for start, end in zip(starts, ends, strict=True)]
