@@ -34,7 +34,7 @@ from tenants.errors import NotFound
 from tenants.events import NOBODY, Queries
 from tenants.forgotten import forget
 from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, merged_with, person_key, survivors, unscoped_roots
-from tenants.rewriting import PROPERTIES
+from tenants.rewriting import PROPERTIES, property_version
 from tenants.tables import (
     App,
     Deletion,
@@ -376,10 +376,8 @@ async def _remove_rows(
     persons = _listed(work.persons)
     mark = str(work.persons[0])
     old = f"{app} AND received_at < fromUnixTimestamp64Milli({work.before}, 'UTC')"
-    # What events of theirs brought whoever they were stored as; version as in migrations/events/0004_people.sql.
-    brought = ", ".join(
-        f"{int.from_bytes(id.bytes[:6], 'big') * 2**20} + cityHash64(toUUID('{id}')) % 1048576" for id in work.also
-    )
+    # What events of theirs brought whoever they were stored as.
+    brought = ", ".join(property_version(id.bytes) for id in work.also)
     theirs = f"{old} AND (person_id IN ({persons}){brought and f' OR version IN ({brought})'})"
     but, also = _listed(work.but), _listed(work.also)
     events = await mutate(

@@ -44,6 +44,11 @@ PROPERTIES = (
 )
 
 
+def property_version(hit: bytes) -> str:
+    """The version of the properties that an event brought; its id begins with when it came, in ms."""
+    return f"{int.from_bytes(hit[:6], 'big') << 20} + cityHash64(toUUID('{_uuid(hit)}')) % 1048576"
+
+
 async def unscoped_collect(store: Store, now: datetime) -> int:
     """Collect the properties of who became known; returns of how many."""
     done = 0
@@ -169,10 +174,7 @@ async def _collect_again(store: Store, app: UUID, hits: Sequence[bytes], moved: 
         return
     mine = f"app_id = '{app}'"
     was = ", ".join(sorted({f"'{_id(moved[hit]['was'])}'" for hit in hits}))
-    versions = ", ".join(
-        f"toUInt64({int.from_bytes(hit[:6], 'big')}) * 1048576 + cityHash64(toUUID('{_uuid(hit)}')) % 1048576"
-        for hit in hits
-    )
+    versions = ", ".join(map(property_version, hits))
     rows = f"{mine} AND person_id IN ({was}) AND version IN ({versions})"
     await mutate(store, "person_properties", "DELETE", rows, versions.partition(",")[0])
     people = ", ".join(sorted({f"'{_id(moved[hit][name])}'" for hit in hits for name in ("was", "person")}))
