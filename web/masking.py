@@ -17,7 +17,7 @@ _RUN = re.compile(r"""[^\s"<>(),;:\\]+""")
 _RUN_IN_QUERY = re.compile(r"""[^\s"<>(),;:&=\\]+""")
 # Percent-encoded however often.
 _AT = re.compile("(@|%(?:25)*40)")
-_HOST = re.compile("[^'&=]*")
+_HOST_ENDS = re.compile("(?=['&=])")
 # Parameters whose values viewers see. Others may be `params` misspelt, whose Base64 hides what they may not see.
 _SHOWN = frozenset(("event_token", "event_id", "amount", "currency", "debug"))
 
@@ -69,17 +69,16 @@ def _hidden(run: re.Match[str]) -> str:
     shown: list[str] = []
     for at, after in zip(rest[::2], rest[1::2], strict=True):
         shown += [name[:1], "…" if name else "", at]
-        host = _HOST.match(after)
         # What another @ follows is a name as a whole, unless something ends the host before.
-        end = host.end() if host else 0
-        shown.append(after[:end] if end < len(after) else "")
-        name = after[end:] if end < len(after) else after
+        host, *more = _HOST_ENDS.split(after, maxsplit=1)
+        shown += [host] if more else []
+        name = more[0] if more else after
     return "".join([*shown, name])
 
 
 def _is_shown(name: str) -> bool:
     """Whether a parameter of this name, however it is encoded, holds nothing that may be somebody's."""
-    return re.sub("^(?:amp;)*", "", unquote(name).strip().lower()) in _SHOWN
+    return unquote(name).strip().lower().rpartition("amp;")[2] in _SHOWN
 
 
 FILTERS = {"email": email, "private": private, "private_query": private_query}

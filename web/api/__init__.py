@@ -29,6 +29,7 @@ api = Router(
 
 _PROBLEM = {
     "type": "object",
+    "description": "Why a request was refused.",
     "required": ["status_code", "detail"],
     "properties": {
         "status_code": {"type": "integer"},
@@ -52,10 +53,11 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
     for name, part in schema["components"]["schemas"].items():
         if description := components.get(name, {}).get("description"):
             part["description"] = " ".join(description.split())
+    schema["components"]["schemas"]["Problem"] = _PROBLEM
     for operations in schema["paths"].values():
         for operation in operations.values():
             for status, description in _PROBLEMS.items():
-                content = {"application/json": {"schema": _PROBLEM}}
+                content = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
                 operation["responses"][status] = {"description": description, "content": content}
             if example := EXAMPLES.get(operation["operationId"]):
                 done = next(answer for status, answer in operation["responses"].items() if status in ("200", "202"))
