@@ -164,7 +164,10 @@ def _interval(period: Period) -> tuple[str, Parameters]:
             begins = min(starts[first], starts[before] + (first - before) * usual)
             later = f"received_at >= fromUnixTimestamp64Milli({begins}000)"
             since = f"if({later}, {starts[first] - first * usual}000, {since})"
-        return f"toUInt8(intDiv(toUnixTimestamp64Milli(received_at) - {since}, {usual}000))", {}
+        number = f"toUInt8(intDiv(toUnixTimestamp64Milli(received_at) - {since}, {usual}000))"
+        # Nothing comes after the last one, however long it is: a day after the rest of one, a day of 25 hours.
+        longer = seconds(period.end) - starts[-1] > usual
+        return (f"least({number}, toUInt8({len(starts) - 1}))" if longer else number), {}
     slot = math.gcd(*(at - starts[0] for at in starts[1:])) or max(1, seconds(period.end) - starts[0])
     ends = [*starts[1:], seconds(period.end)]
     slots = [max(1, math.ceil((end - start) / slot)) for start, end in zip(starts, ends, strict=True)]

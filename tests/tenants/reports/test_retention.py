@@ -1,7 +1,7 @@
 """Cohorts of known stories, beside another app with the same ones; and any story, against sets of persons."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -12,7 +12,7 @@ from stored_hits import Shop
 
 from tenants.errors import InvalidValue
 from tenants.reports.filters import Filters, filters_of
-from tenants.reports.period import Interval
+from tenants.reports.period import Interval, period_of
 from tenants.reports.retention import Retention, in_intervals, retention
 
 ANN, BO, CEM = uuid4(), uuid4(), uuid4()
@@ -171,6 +171,22 @@ async def test_days_of_every_length(
     found = await ask(shop, **{"from": first, "to": last})
     assert table(found) == [(2, [2, 1, 0]), (1, [1, 1]), (0, [0])]
     assert [cohort.start.astimezone(UTC) for cohort in found.cohorts] == starts
+    # The same without the last day: the second one, whatever its length, is the last.
+    until = str(date.fromisoformat(last) - timedelta(days=1))
+    assert table(await ask(shop, **{"from": first, "to": until})) == [(2, [2, 1]), (1, [1])]
+
+
+@pytest.mark.parametrize("hour", range(24))
+async def test_two_days_at_any_hour(shop: Shop, hour: int) -> None:
+    """Of the last 24 hours the first day is a part, which may be shorter than what there is of the second."""
+    now = datetime(2026, 3, 3, hour, 59, tzinfo=BERLIN)
+    period = period_of({"period": "24h"}, "Europe/Berlin", now)
+    shop.hit(at=period.start, person=ANN)
+    shop.hit(at=now - timedelta(seconds=1), person=BO)
+    await shop.store()
+    found = await retention(shop.app, shop.events, period, EVERYTHING)
+    days = {day.date() for day in (period.start, now)}
+    assert table(found) == ([(1, [1, 0]), (1, [1])] if len(days) == 2 else [(2, [2])])
 
 
 async def test_the_running_day(shop: Shop) -> None:
