@@ -17,19 +17,19 @@ COLUMNS = ("category", "event_token", "currency")
 ONE_APP = "app_id = {app:UUID}"
 # All zeros is nobody: a hit that came without anything to tell whose it is. By the hash, which reports compute anyway:
 # to compare ids takes as long as to hash them.
-SOMEBODY = "cityHash64(person_id) != cityHash64(toUUID('00000000-0000-0000-0000-000000000000'))"
+SOMEBODY = "xxHash64(person_id) != xxHash64(toUUID('00000000-0000-0000-0000-000000000000'))"
 
 
 def person_of(apps: str = ONE_APP) -> str:
     """The person of a row of `events`, a UInt64: the hash of their id, once merged persons are the one they are.
 
     Of the aliases whose events are not rewritten yet there are some thousands at most. A hash, since `transform` knows
-    no UUIDs, and a set of 8 bytes each is built twice as fast as one of 16.
+    no UUIDs, and a set of 8 bytes each is built twice as fast as one of 16. This one takes half of `cityHash64`'s time.
     """
     # The engine computes the same subquery once.
-    both = "(groupArray(cityHash64(alias)), groupArray(cityHash64(person)))"
+    both = "(groupArray(xxHash64(alias)), groupArray(xxHash64(person)))"
     aliases = f"(SELECT {both} FROM person_aliases FINAL WHERE {apps})"
-    return f"transform(cityHash64(person_id), {aliases}.1, {aliases}.2, cityHash64(person_id))"
+    return f"transform(xxHash64(person_id), {aliases}.1, {aliases}.2, xxHash64(person_id))"
 
 
 def persons_if(condition: str, apps: str = ONE_APP) -> str:

@@ -23,7 +23,7 @@ async def _who_of(shop: Shop, pairs: Pairs) -> str:
     sql, parameters = segment_of(pairs).sql("s")
     found = await shop.events.query(f"SELECT who FROM ({sql})", {"app": str(shop.app.id), **parameters})
     ids = await shop.events.query(
-        "SELECT cityHash64(toUUID(arrayJoin({ids:Array(String)}))) AS who", {"ids": [*map(str, NAMES)]}
+        "SELECT xxHash64(toUUID(arrayJoin({ids:Array(String)}))) AS who", {"ids": [*map(str, NAMES)]}
     )
     names = dict(zip((row["who"] for row in ids), NAMES.values(), strict=True))
     return " ".join(sorted(names[row["who"]] for row in found))
