@@ -38,7 +38,6 @@ _NAME = re.compile(r"step([1-9][0-9]*)(?:\.(.*))?", re.DOTALL)
 # An event in one number: ms since the period's start, 8 bits for its steps, 10 for the value. Ten years take 57 bits.
 _VALUES = 1 << 10
 _TIME = _VALUES << MAX_STEPS
-_ALL = _VALUES - 1
 _NEVER = 2**64 - 1
 
 
@@ -156,13 +155,13 @@ async def funnel(
         value, values, more = await _values(app, store, f"{rows} AND {conditions[0]}", by, parameters)
         value = f"if({conditions[0]}, {value}, 0)"
     found = await store.query(
-        _levels(rows, conditions, value, seconds(period.start), window, by is not None), parameters | more, app.tenant
+        _levels(rows, conditions, value, seconds(period.start), window), parameters | more, app.tenant
     )
-    # Whoever began with none of the values is of the others, whose number is the next one.
     known = {row["part"]: _reached(steps, row) for row in found}
-    whole = known.get(_ALL if by is not None else 0) or _reached(steps, None)
-    parts = [FunnelValue(text, known[number]) for number, text in enumerate(values) if number in known]
-    others = known.get(len(values)) if by is not None else None
+    whole = known.get(0) or _reached(steps, None)
+    parts = [FunnelValue(text, known[part]) for part, text in enumerate(values, 1) if part in known]
+    # Whoever began with none of the values has the number after theirs.
+    others = known.get(len(values) + 1) if by is not None else None
     return Funnel(whole, int(window.total_seconds()), by, parts, others)
 
 
@@ -184,22 +183,25 @@ async def _values(
 ) -> tuple[str, list[str | None], Parameters]:
     """The number of a row's value among the most frequent ones, those values, and the parameters it needs."""
     value = value_of(by, "by")
-    # Not sent and sent as the empty text differ.
-    key = f"if({value.missing}, '', concat('=', {value.text}))"
+    # Not sent and sent as the empty text differ. By hashes, since texts take twice as long to be looked up.
+    named = f"cityHash64({value.text}, {value.missing})"
     found = await store.query(
-        f"SELECT {key} AS named {rows} GROUP BY named ORDER BY count() DESC, named LIMIT {MAX_VALUES}",
+        f"SELECT {value.text} AS text, {value.missing} AS missing, {named} AS named {rows} GROUP BY text, missing "
+        f"ORDER BY count() DESC, missing DESC, text LIMIT {MAX_VALUES}",
         parameters | value.parameters,
         app.tenant,
     )
-    keys: list[str] = [row["named"] for row in found]
     # An array of none has no type to compare with.
-    text = f"transform({key}, {{keys:Array(String)}}, {{numbers:Array(UInt64)}}, {len(keys)})" if keys else "0"
-    more = value.parameters | {"keys": keys, "numbers": list(range(len(keys)))}
-    return text, [each[1:] if each else None for each in keys], more
+    number = f"transform({named}, {{named:Array(UInt64)}}, {{numbers:Array(UInt64)}}, {len(found)})" if found else "0"
+    more = value.parameters | {"named": [row["named"] for row in found], "numbers": list(range(len(found)))}
+    return number, [None if row["missing"] else row["text"] for row in found], more
 
 
-def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window: timedelta, parts: bool) -> str:
-    """Persons and median times of each step: `persons_n`, `median_n` in ms, of each `part` and of `_ALL`."""
+def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window: timedelta) -> str:
+    """Persons and median times of each step: `persons_n`, `median_n` in ms.
+
+    Of each `part`, which is 1 and the value's number, and with 0 of all.
+    """
     steps = range(len(conditions))
     bits = " + ".join(f"{2**step} * {condition}" for step, condition in enumerate(conditions))
     at = f"toUInt64(toUnixTimestamp64Milli(received_at) - {start}000)"
@@ -209,15 +211,14 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
         f"SELECT groupArray({event}) AS listed {rows} AND event_token IN {{tokens:Array(String)}} "
         f"AND ({' OR '.join(conditions)}) GROUP BY {PERSON}"
     )
-    begun = f"arrayMin(e -> if({_is(0)}, e, {_NEVER}), listed)"
+    begun = f"arrayMin(arrayMap(e -> if({_is(0)}, e, {_NEVER}), listed))"
     # Most people have no event of the second step after one of the first: nothing has to be looked for in theirs.
-    last = f"arrayMax(e -> if({_is(1)}, e, 0), listed)"
-    query = f"SELECT {begun} AS begun, if({last} > begun, listed, []) AS further FROM ({query}) WHERE begun < {_NEVER}"
-    # The 0 in front is what is carried on as long as there is no attempt.
-    in_order = "arrayPushFront(arrayCompact(arraySort(further)), toUInt64(0))"
-    query = f"SELECT begun, if(empty(further), [], {in_order}) AS in_order FROM ({query})"
+    last = f"arrayMax(arrayMap(e -> if({_is(1)}, e, 0), listed))"
+    query = f"SELECT {begun} AS begun, if({last} > begun, listed, []) AS further FROM ({query})"
+    query = f"SELECT begun, arrayCompact(arraySort(further)) AS in_order FROM ({query})"
     most = int(window / timedelta(milliseconds=1))
     twice = [
+        # Before the first attempt it is whatever came first, which is none.
         f"arrayFill(e -> {_is(0)}, in_order) AS start0",
         f"{_further(1, 'in_order', most)} AS started",
         "started[-1] > 0 AS twice",
@@ -236,26 +237,25 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
         for step in steps[1:]
     ]
     query = _in_turn(nexts, query)
-    part = f"arrayJoin([bitAnd(event0, {_VALUES - 1}), {_ALL}])" if parts else "0"
-    columns = [f"{part} AS part", "count() AS persons_0"]
+    columns = [f"bitAnd(event0, {_VALUES - 1}) + 1 AS part", f"countIf(event0 < {_NEVER}) AS persons_0"]
     for step in steps[1:]:
         took = f"intDiv(event{step}, {_TIME}) - intDiv(event{step - 1}, {_TIME})"
         columns.append(f"countIf(level > {step}) AS persons_{step}")
         columns.append(f"quantileExactIf(0.5)({took}, level > {step}) AS median_{step}")
-    return f"SELECT {', '.join(columns)} FROM ({query}) GROUP BY part"
+    return f"SELECT {', '.join(columns)} FROM ({query}) GROUP BY ROLLUP(part)"
 
 
-def _is(step: int) -> str:
-    """Whether an event `e` is this step."""
-    return f"bitTest(e, {_VALUES.bit_length() - 1 + step})"
+def _is(step: int, event: str = "e") -> str:
+    """Whether an event is this step."""
+    return f"bitTest({event}, {_VALUES.bit_length() - 1 + step})"
 
 
 def _further(step: int, events: str, most: int) -> str:
     """The start of the attempt that each event takes to this step, or the one before it did; 0 where there is none."""
     # The attempts as they were before each event: it takes none further that it began itself.
-    before = f"arrayPopBack(arrayPushFront(start{step - 1}, toUInt64(0)))"
+    before = f"arrayShiftRight(start{step - 1}, 1, toUInt64(0))"
     in_time = f"intDiv(e, {_TIME}) - intDiv(start, {_TIME}) <= {most}"
-    return f"arrayFill((start, e) -> {_is(step)} AND start > 0 AND {in_time}, {before}, {events})"
+    return f"arrayFill((start, e) -> {_is(step)} AND {_is(0, 'start')} AND {in_time}, {before}, {events})"
 
 
 def _in_turn(expressions: Sequence[str], query: str) -> str:
