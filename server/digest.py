@@ -134,6 +134,8 @@ class Understood:
     secrets: bool = False
     traffic: Counter[tuple[int, int, str]] = field(default_factory=Counter[tuple[int, int, str]])
     failed: dict[int, str] = field(default_factory=dict[int, str])
+    # Apps that nobody knows, whose hits were left out.
+    unknown: set[bytes] = field(default_factory=set[bytes])
     # By hit id, of the hits whose sender waits to hear.
     watched: dict[int, Outcome] = field(default_factory=dict[int, Outcome])
 
@@ -236,7 +238,7 @@ class State:
 
 
 def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], decode: Decode = decode) -> Understood:
-    """Decode hits into rows. A hit whose decoding raises ends in `failed`; one of a deleted app is dropped."""
+    """Decode hits into rows. A hit whose decoding raises ends in `failed`, one of an unknown app nowhere."""
     found = Understood()
     late = int(time.time() * 1000) - _LATE_MS
     events, rejections, traffic = found.events, found.rejections, found.traffic
@@ -245,6 +247,7 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
         try:
             route = by_app.get(hit.app_id)
             if route is None:
+                found.unknown.add(hit.app_id)
                 continue
             app = number_of.get(hit.app_id)
             if app is None:
@@ -539,10 +542,7 @@ class Digester:
             self._empty_journal()
             await self._purge(state)
             return False
-        await self._know_apps(batch)
-        revision, found = batch.understood or (-1, None)
-        if found is None or revision != self._routes.revision:
-            found = understand(batch.hits, self._routes.by_app, self._decode)
+        found = await self._understand(batch)
         oldest = min((hit.received_at for _, hit in batch.hits), default=None)
         if oldest is not None:
             drop_forgotten(found, await unscoped_forgotten(oldest))
@@ -611,15 +611,20 @@ class Digester:
             await people.told(rows)
         self._untold = False
 
-    async def _know_apps(self, batch: Batch) -> None:
-        """A hit accepted by another process may be of an app made since this one last looked."""
-        if {hit.app_id for _, hit in batch.hits} - self._routes.by_app.keys():
+    async def _understand(self, batch: Batch) -> Understood:
+        revision, found = batch.understood or (-1, None)
+        if found is None or revision != self._routes.revision:
+            found = understand(batch.hits, self._routes.by_app, self._decode)
+        if found.unknown:
+            # A hit accepted by another process may be of an app made since this one last looked.
             await self._routes.refresh()
             if not self._routes.by_app:
                 # No tenant can have deleted all apps there are: this is another database, or an emptied one.
                 raise Unavailable("the control database knows no app, but the journal holds hits of some")
-            if unknown := {hit.app_id for _, hit in batch.hits} - self._routes.by_app.keys():
-                log.info("hits of deleted apps dropped", apps=len(unknown))
+            found = understand(batch.hits, self._routes.by_app, self._decode)
+            if found.unknown:
+                log.info("hits of deleted apps dropped", apps=len(found.unknown))
+        return found
 
     def _next_batch(self, state: State) -> Batch | None:
         """The batch that was begun before, or a new one, remembered on disk before it is returned."""
@@ -664,9 +669,7 @@ class Digester:
             self._read(ahead, state.positions() | {segment: end for segment, _, end in batch.ranges})
             if not ahead.ranges:
                 return
-            routes = self._routes
-            if {hit.app_id for _, hit in ahead.hits} <= routes.by_app.keys():
-                ahead.understood = routes.revision, understand(ahead.hits, routes.by_app, self._decode)
+            ahead.understood = self._routes.revision, understand(ahead.hits, self._routes.by_app, self._decode)
         except Exception as error:
             log.debug("not read ahead", error=type(error).__name__)
             return
@@ -768,7 +771,7 @@ class Digester:
             return
         await self._routes.refresh()
         apps = self._routes.by_app
-        if not apps:  # as in _know_apps: it may be the wrong database
+        if not apps:  # as in _understand: it may be the wrong database
             return
         forgotten, deletions = await unscoped_forgotten(oldest), await unscoped_last_deletions(oldest)
 

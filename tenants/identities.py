@@ -62,29 +62,19 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
 
 
 class Person:
-    """Its identifiers' kinds, a bit each, and how many there are; `merged_into` is a person.
+    """Its identifiers' kinds, a bit each, and how many there are.
 
-    `todo` and `found_at` are for the event store: people.py.
+    `was_merged_into`, `todo` and `found_at` are as written down; the last two are for the event store: people.py.
     """
 
-    __slots__ = ("found_at", "kinds", "known_at", "merged_into", "size", "todo", "was_merged_into")
+    __slots__ = ("found_at", "kinds", "known_at", "size", "todo", "was_merged_into")
 
-    def __init__(self, kinds: int = 0, size: int = 0, known_at: int = 0, merged_into: bytes | None = None) -> None:
+    def __init__(self, kinds: int = 0, size: int = 0, known_at: int = 0) -> None:
         self.kinds = kinds
         self.size = size
         self.known_at = known_at
-        self.merged_into = merged_into
-        # As written down.
         self.was_merged_into: bytes | None = None
         self.found_at = self.todo = 0
-
-    def state(self) -> tuple[int, int, int, bytes | None]:
-        """What placing changes."""
-        return (self.kinds, self.size, self.known_at, self.merged_into)
-
-    def restore(self, state: PersonState) -> None:
-        """As it was; nobody where there was no such person: the event store may have heard of them."""
-        self.kinds, self.size, self.known_at, self.merged_into = state or (0, 0, 0, None)
 
 
 class Persons:
@@ -101,6 +91,8 @@ class Persons:
         self.owners: dict[int, dict[str, bytes | None]] = {kind: {} for kind in KINDS}
         self.visitors: dict[bytes, bytes | None] = {}
         self.persons: dict[bytes, Person] = {}
+        # Into whom persons were merged. Few were, so most hits' persons are not looked for among all.
+        self.merged: dict[bytes, bytes] = {}
         # Persons who had a cookie before anything was known of them, and may have done something with it.
         self.began_as_visitors: set[bytes] = set()
         # What is not as it is written down.
@@ -115,8 +107,7 @@ class Persons:
         """All is written down."""
         self.revision, self.newest = revision, newest
         for key in self.changed_persons:
-            person = self.persons[key]
-            person.was_merged_into = person.merged_into
+            self.persons[key].was_merged_into = self.merged.get(key)
         for changed in (
             self.changed_identifiers,
             self.changed_visitors,
@@ -127,10 +118,23 @@ class Persons:
 
     def root(self, key: bytes) -> bytes:
         """The person that this one is in the end."""
-        persons = self.persons
-        while (person := persons.get(key)) is not None and person.merged_into is not None:
-            key = person.merged_into
+        while (into := self.merged.get(key)) is not None:
+            key = into
         return key
+
+    def state(self, key: bytes) -> PersonState:
+        """What placing changes of a person."""
+        person = self.persons.get(key)
+        return None if person is None else (person.kinds, person.size, person.known_at, self.merged.get(key))
+
+    def _restore(self, key: bytes, state: PersonState) -> None:
+        """As it was; nobody where there was no such person: the event store may have heard of them."""
+        person = self.persons[key]
+        person.kinds, person.size, person.known_at, into = state or (0, 0, 0, None)
+        if into is None:
+            self.merged.pop(key, None)
+        else:
+            self.merged[key] = into
 
     def place_known(self, hit: Sighting) -> bytes | None:
         """Whose the hit is, if that is plain and changes nothing to be taken back; else None, and `place` it.
@@ -156,7 +160,7 @@ class Persons:
                 return None
             key = owned
         assert key is not None
-        if self.persons[key].merged_into is not None:
+        if key in self.merged:
             return None
         if held != key:
             if held is not None or self.keep or self.may_have_past(hit):
@@ -246,7 +250,7 @@ class Persons:
             self.visitors[entry.hit.visitor] = entry.visitor_of
             self.changed_visitors.add(entry.hit.visitor)
         for key, state in entry.persons.items():
-            self.persons[key].restore(state)
+            self._restore(key, state)
         self.changed_identifiers.update(entry.identifiers)
         self.changed_persons.update(entry.persons)
 
@@ -276,7 +280,8 @@ class Persons:
                 return self._merge(owned, key, entry)
         elif hit.visitor != key and self.may_have_past(hit) and self._is_anonymous(hit.visitor):
             # Whatever the visitor did before is this person's.
-            self._changing(hit.visitor, entry).merged_into = key
+            self._changing(hit.visitor, entry)
+            self.merged[hit.visitor] = key
         entry.visitor_moved, entry.visitor_of = True, held
         self.visitors[hit.visitor] = key
         self.changed_visitors.add(hit.visitor)
@@ -285,7 +290,7 @@ class Persons:
     def _is_anonymous(self, visitor: bytes) -> bool:
         """Whether nobody is named after the cookie: somebody known is when its later owner was deleted."""
         person = self.persons.get(visitor)
-        return person is None or not (person.size or person.merged_into)
+        return person is None or not (person.size or visitor in self.merged)
 
     def may_have_past(self, hit: Sighting) -> bool:
         """Whether events of the hit's cookie may be stored: it is not new, or later hits were digested before."""
@@ -315,14 +320,14 @@ class Persons:
         survivor.kinds |= merged.kinds
         survivor.size += merged.size
         survivor.known_at = min(survivor.known_at, merged.known_at)
-        merged.merged_into = kept
+        self.merged[gone] = kept
         return kept
 
     def _changing(self, key: bytes, entry: Entry) -> Person:
         """The person, about to be changed."""
-        person = self.persons.get(key)
         if key not in entry.persons:
-            entry.persons[key] = person.state() if person is not None else None
+            entry.persons[key] = self.state(key)
+        person = self.persons.get(key)
         if person is None:
             person = self.persons[key] = Person()
         return person

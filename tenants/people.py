@@ -374,10 +374,11 @@ async def _load(
         found = await bulk.find(tables.Person, _PERSON_COLUMNS, "key", list(wanted))
         wanted = set[bytes]()
         for key, kinds, size, known_at, merged_into, found_at, todo, _ in found:
-            into = merged_into and merged_into[16:]
-            person = apps[key[:16]].persons[key[16:]] = Person(kinds, size, known_at, into)
-            person.was_merged_into, person.found_at, person.todo = into, found_at, todo
+            known = apps[key[:16]]
+            person = known.persons[key[16:]] = Person(kinds, size, known_at)
+            person.found_at, person.todo = found_at, todo
             if merged_into is not None:
+                person.was_merged_into = known.merged[key[16:]] = merged_into[16:]
                 wanted.add(merged_into)
 
 
@@ -387,9 +388,9 @@ async def _write(apps: dict[bytes, Persons], revisions: dict[bytes, int], now_ms
     merged: list[bytes] = []
     for app, known in apps.items():
         for key in known.changed_persons:
-            person = known.persons[key]
-            if person.merged_into != person.was_merged_into:
-                if person.merged_into is not None:
+            person, into = known.persons[key], known.merged.get(key)
+            if into != person.was_merged_into:
+                if into is not None:
                     # Of an anonymous visitor nothing was collected yet.
                     person.todo |= TELL | REWRITE | (0 if person.kinds else COLLECT)
                 else:
@@ -399,9 +400,8 @@ async def _write(apps: dict[bytes, Persons], revisions: dict[bytes, int], now_ms
             if key in known.began_as_visitors:
                 person.todo |= COLLECT
                 person.found_at = now_ms
-            kinds, size, known_at, merged_into = person.state()
-            into = merged_into and app + merged_into
-            persons.append((app + key, kinds, size, known_at, into, person.found_at, person.todo, revisions[app]))
+            counted, since = (person.kinds, person.size, person.known_at), (person.found_at, person.todo)
+            persons.append((app + key, *counted, into and app + into, *since, revisions[app]))
     await bulk.put(tables.Person, _PERSON_COLUMNS, persons)
     # Those who were merged into one who is now merged elsewhere, as far as their events are still their own.
     again = [(revisions[key[:16]], key) for others in (await merged_with(merged)).values() for key in others]
