@@ -107,7 +107,6 @@ FIGURES = """
     digest alone, e-mail on half of the hits, from the start until 60,000 hits are digested
     digest alone, e-mail on half of the hits, memory (Rss)
     digest alone, new e-mail on half of the hits
-    digest alone, new e-mail on half of the hits, compared with none: time a row
     digest alone, new e-mail on half of the hits, from the start until 60,000 hits are digested
     digest alone, new e-mail on half of the hits, memory (Rss)
 """
