@@ -68,7 +68,7 @@ class Period:
     @property
     def last(self) -> date:
         """The last day, itself included."""
-        return max(self.first, _local(self.end.astimezone(UTC) - timedelta(microseconds=1), self.zone).date())
+        return max(self.first, _last_day(self.end))
 
     @cached_property
     def before(self) -> "Period":
@@ -130,7 +130,12 @@ def period_of(values: Mapping[str, str], timezone: str, now: datetime) -> Period
         first, last = _custom(values, today)
         start, end = start_of_day(first, zone), min(start_of_day(last + _DAY, zone), now, key=datetime.timestamp)
     elif name == "24h":
-        start, end = _local(_hour(now).astimezone(UTC) - (_HOURS - 1) * _HOUR, zone), now
+        hour = _hour(now).astimezone(UTC)
+        # In its first second this hour would have no length, and be none of the 24.
+        start, end = (
+            _local(hour - (_HOURS - 1) * _HOUR, zone),
+            max(now, _local(hour + timedelta(seconds=1), zone), key=datetime.timestamp),
+        )
     elif name == "month":
         start, end = start_of_day(today.replace(day=1), zone), now
     else:
@@ -166,13 +171,18 @@ def _date(field: str, text: str) -> date:
 
 
 def _interval(start: datetime, end: datetime, asked: Interval | None) -> Interval:
-    days = (end.date() - start.date()).days + (end.time() != time())
+    days = (_last_day(end) - start.date()).days + 1
     interval = asked or _finest(days)
     if interval == "hour" and days * 25 > MAX_BUCKETS:
         interval = "day"
     if interval == "day" and days > MAX_BUCKETS:
         interval = "week"
     return interval
+
+
+def _last_day(end: datetime) -> date:
+    """The day of the last moment before `end`: midnight is not the end of a day where clocks skip it."""
+    return _local(end.astimezone(UTC) - timedelta(microseconds=1), cast("ZoneInfo", end.tzinfo)).date()
 
 
 def _finest(days: int) -> Interval:

@@ -153,7 +153,8 @@ def _interval(period: Period) -> tuple[str, Parameters]:
     """
     starts = [seconds(at) for at in period.buckets]
     lengths = [end - start for start, end in pairwise(starts)]
-    usual = mode(lengths) if lengths else max(1, seconds(period.end) - starts[0])
+    # The first interval may be the rest of one.
+    usual = mode(lengths[1:] or lengths) if lengths else max(1, seconds(period.end) - starts[0])
     # Where intervals of the usual length begin, and begin again after one of another length.
     runs = [0, *(number for number, length in enumerate(lengths, 1) if length != usual)]
     if len(runs) <= _MAX_RUNS:

@@ -148,6 +148,20 @@ def test_a_day_has_as_many_hours_as_it_has(zone: str, day: str, hours: int) -> N
     assert found.before.end.astimezone(UTC) == found.start.astimezone(UTC)
 
 
+@pytest.mark.parametrize(("second", "minute"), [(0, 0), (1, 0), (59, 59)])
+def test_the_last_24_hours_are_24(second: int, minute: int) -> None:
+    period = asked("period=24h", "UTC", datetime(2026, 3, 3, 12, minute, second, tzinfo=UTC))
+    assert len(period.buckets) == 24
+    assert period.buckets[-1] < period.end
+
+
+def test_a_day_whose_end_is_not_called_midnight_is_one_day() -> None:
+    """In Santiago clocks went from 23:59 on the 5th to 1:00 on the 6th."""
+    now = datetime(2026, 10, 1, tzinfo=UTC)
+    assert asked("from=2026-09-04&to=2026-09-05", "America/Santiago", now).interval == "hour"
+    assert asked("from=2026-06-06&to=2026-09-05", "America/Santiago", now).interval == "day"
+
+
 def test_a_day_that_clocks_skip_is_none() -> None:
     found = asked("from=2011-12-28&to=2012-01-01&interval=day", "Pacific/Apia")
     assert [bucket.day for bucket in found.buckets] == [28, 29, 31, 1]

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from stored_hits import Shop
+from stored_hits import NOW, Shop
 
 from tenants.errors import InvalidValue
 from tenants.reports.filters import Filters, filters_of
-from tenants.reports.period import Interval, period_of
+from tenants.reports.period import NAMES, Interval, period_of
 from tenants.reports.retention import Retention, in_intervals, retention
 
 ANN, BO, CEM = uuid4(), uuid4(), uuid4()
@@ -190,7 +191,8 @@ async def test_two_days_at_any_hour(shop: Shop, hour: int) -> None:
 
 
 async def test_the_running_day(shop: Shop) -> None:
-    shop.hit(person=ANN)
+    # A minute ago it may have been yesterday.
+    shop.hit(at=NOW.replace(microsecond=0) - timedelta(milliseconds=1), person=ANN)
     await shop.store()
     for period in ("today", "24h", "7d", "30d", "90d", "month"):
         found = await ask(shop, period=period)
@@ -277,3 +279,32 @@ async def test_as_sets_of_persons_say(
         cohort = {person for person, on in began.items() if on == day}
         expected.append((len(cohort), [sum((person, on) in there for person in cohort) for on in range(day, 9)]))
     assert table(found) == expected
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    zone=st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/Santiago", "Asia/Kathmandu"]),
+    # 2024 to 2026
+    at=st.builds(datetime.fromtimestamp, st.integers(1_704_067_200, 1_798_675_200), st.just(UTC)),
+    days=st.one_of(st.sampled_from([name for name in NAMES if name != "custom"]), st.integers(1, 400)),
+    interval=st.sampled_from(["", "day", "week", "month"]),
+)
+@example(zone="UTC", at=datetime(2026, 11, 27, 12, tzinfo=UTC), days="90d", interval="month")
+@example(zone="UTC", at=datetime(2026, 3, 1, 12, tzinfo=UTC), days="30d", interval="month")
+@example(zone="UTC", at=datetime(2026, 11, 16, 12, tzinfo=UTC), days=9, interval="week")
+@example(zone="Europe/Berlin", at=datetime(2025, 10, 26, 12, tzinfo=UTC), days="90d", interval="")
+async def test_everybody_is_in_the_interval_that_they_came_in(
+    make_shop: Callable[[str], Shop], zone: str, at: datetime, days: str | int, interval: str
+) -> None:
+    """Whoever comes in the first or last millisecond of an interval, or in between, is of its cohort."""
+    shop = make_shop(zone)
+    asked = {"period": days} if isinstance(days, str) else {"from": str((at - timedelta(days=days)).date())}
+    period = in_intervals(period_of(asked | {"interval": interval}, zone, at))
+    starts = [start.astimezone(UTC) for start in period.buckets]
+    for start, end in pairwise([*starts, period.end.astimezone(UTC)]):
+        for part in range(4):
+            shop.hit(at=start + (end - start - timedelta(milliseconds=1)) * part / 3, person=uuid4())
+    await shop.store()
+    found = await retention(shop.app, shop.events, period, EVERYTHING)
+    assert [cohort.size for cohort in found.cohorts] == [4] * len(starts)
+    assert [cohort.returned[0] for cohort in found.cohorts] == [4] * len(starts)
