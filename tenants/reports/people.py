@@ -263,7 +263,7 @@ async def _details(
     owner = {id: each.known.id for each in persons for id in each.ids}
     if not owner:
         return {}
-    # Nothing but what the projection `of_person` holds.
+    # Nothing but what the projection `by_person` holds.
     rows = await store.query(
         "SELECT person_id, currency, toUnixTimestamp64Milli(min(received_at)) AS first, "
         "toUnixTimestamp64Milli(max(received_at)) AS last, count() AS events, sum(amount) AS net FROM events "

@@ -1,17 +1,21 @@
 """What the event store does beside storing: it lets hits go before reports."""
 # pyright: reportPrivateUsage=false
 
+import asyncio
 import gc
+import multiprocessing
 import secrets
 import time
 import weakref
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import cast
-from uuid import uuid4
+from typing import Any, cast
+from uuid import UUID, uuid4
 
 import pytest
 from clickhouse_connect.driver.client import Client
 
+from server import event_store as module
 from server.event_store import EventStore, EventStoreUnavailable, _migrate, release_code, write_native
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
@@ -113,3 +117,59 @@ async def test_code_that_only_the_start_needed_is_given_back(event_store: EventS
     assert before > 0
     assert resident_code() < before / 4
     assert await event_store.query("SELECT sum(number) AS sum FROM numbers(10)") == [{"sum": 45}]
+
+
+def test_a_store_from_before_ids_of_apps_were_numbers_is_taken_over(tmp_path: Path) -> None:
+    """Done again while it is under way, as after a crash, and read meanwhile."""
+    # The engine opens one folder a process.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        before, meanwhile, after, found = pool.submit(_taken_over, tmp_path).result()
+    assert before == meanwhile == after == [3, 2]
+    assert found == {"type": ["LowCardinality(UUID)"], "projections": ["by_person,seen"], "left": [0]}
+
+
+def _taken_over(folder: Path) -> tuple[list[int], list[int], list[int], dict[str, list[Any]]]:
+    store = EventStore(f"chdb://{folder}/store", folder)
+    apps = [UUID(int=number) for number in (1, 2)]
+
+    def ask(sql: str, app: UUID | None = None) -> list[Any]:
+        return [row["it"] for row in asyncio.run(store.query(sql, {"app": str(app)}))]
+
+    def persons() -> list[int]:
+        people = "SELECT person_id, max(received_at) FROM events WHERE app_id = {app:UUID} GROUP BY app_id, person_id"
+        return [ask(f"SELECT count() AS it FROM ({people})", app)[0] for app in apps]
+
+    every = module.migrations()
+    module.migrations = lambda: [each for each in every if each[0] < "0009"]
+    store.migrate()
+    hit, at = decode("event", b"event_token=a", "EUR", privacy=False), int(time.time() * 1000)
+    assert isinstance(hit, Event)
+    rows = [
+        event_row(hit, app.int, at + number, number + 1, "event", number % (4 - app.int) + 1, "", b"", b"", b"")
+        for app in apps
+        for number in range(10)
+    ]
+    asyncio.run(store.insert("events", rows, "1"))
+    before = persons()
+    asyncio.run(store.change("SYSTEM STOP MERGES events"))
+    module.migrations = lambda: every
+    assert store.migrate()[0] == "0009_apps"
+    forget = "ALTER TABLE migrations DELETE WHERE name >= '0009' SETTINGS mutations_sync = 1"
+    asyncio.run(store.change(forget))
+    assert store.migrate()[0] == "0009_apps"
+    meanwhile = persons()
+    asyncio.run(store.change("SYSTEM START MERGES events"))
+    of_events = "database = currentDatabase() AND table = 'events'"
+    until = time.monotonic() + 60
+    while (left := ask(f"SELECT countIf(NOT is_done) AS it FROM system.mutations WHERE {of_events}")) != [0]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    projections = "arrayStringConcat(arraySort(projections), ',')"
+    found = {
+        "type": ask(f"SELECT type AS it FROM system.columns WHERE {of_events} AND name = 'app_id'"),
+        "projections": ask(f"SELECT DISTINCT {projections} AS it FROM system.parts WHERE active AND {of_events}"),
+        "left": left,
+    }
+    after = persons()
+    store.close()
+    return before, meanwhile, after, found
