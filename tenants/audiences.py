@@ -176,13 +176,13 @@ async def unscoped_any_due(now: datetime) -> bool:
 async def unscoped_plan(now: datetime) -> None:
     """Have all audiences pushed whose day has come, and forget old runs."""
     async with transaction():
-        due = (
-            await Audience.update({Audience.daily_at: now + _DAY})
-            .where(Audience.daily_at <= now)
-            .returning(Audience.id)
-        )
-        for row in due:
-            await _add_run(row["id"], now)
+        for row in await Audience.select(Audience.id, Audience.daily_at).where(Audience.daily_at <= now):
+            # At the same time of day, however late it is today.
+            at: datetime = row["daily_at"]
+            planned = Audience.update({Audience.daily_at: at + ((now - at) // _DAY + 1) * _DAY})
+            # Another machine may have planned it meanwhile.
+            if await planned.where(Audience.id == row["id"], Audience.daily_at == at).returning(Audience.id):
+                await _add_run(row["id"], now)
         await AudienceRun.delete().where(AudienceRun.finished_at < now - _RUNS_KEPT)
 
 

@@ -433,8 +433,20 @@ async def test_a_daily_audience_is_pushed_every_day(graph: GraphStandIn, pusher:
         NOW + timedelta(days=days) for days in (0, 1, 2, 7)
     ]
     assert await audiences.runs(by_hand) == []
-    await go_on(pusher, audience, NOW + timedelta(days=100))
+    # When a run ended the clock on the wall says.
+    await go_on(pusher, audience, datetime.now(UTC) + timedelta(days=100))
     assert len(await audiences.runs(audience)) == 1
+
+
+async def test_the_time_of_day_stays(graph: GraphStandIn, pusher: AudiencePusher, shop: App) -> None:
+    await people(shop, 1)
+    audience = await audience_of(shop, daily=True)
+    hours = (0, 24.1, 47.9, 48, 100, 119, 120)
+    for each in hours:
+        await go_on(pusher, audience, NOW + timedelta(hours=each))
+    assert [run.requested_at for run in reversed(await audiences.runs(audience))] == [
+        NOW + timedelta(hours=each) for each in (0, 24.1, 48, 100, 120)
+    ]
 
 
 async def test_while_the_event_store_is_away_a_run_waits(
