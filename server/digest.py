@@ -614,14 +614,15 @@ class Digester:
     async def _understand(self, batch: Batch) -> Understood:
         revision, found = batch.understood or (-1, None)
         if found is None or revision != self._routes.revision:
-            found = understand(batch.hits, self._routes.by_app, self._decode)
+            revision, found = self._routes.revision, understand(batch.hits, self._routes.by_app, self._decode)
         if found.unknown:
             # A hit accepted by another process may be of an app made since this one last looked.
             await self._routes.refresh()
             if not self._routes.by_app:
                 # No tenant can have deleted all apps there are: this is another database, or an emptied one.
                 raise Unavailable("the control database knows no app, but the journal holds hits of some")
-            found = understand(batch.hits, self._routes.by_app, self._decode)
+            if revision != self._routes.revision:
+                found = understand(batch.hits, self._routes.by_app, self._decode)
             if found.unknown:
                 log.info("hits of deleted apps dropped", apps=len(found.unknown))
         return found

@@ -64,7 +64,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
 class Person:
     """Its identifiers' kinds, a bit each, and how many there are.
 
-    `was_merged_into`, `todo` and `found_at` are as written down; the last two are for the event store: people.py.
+    `was_merged_into` is as written down; `todo` and `found_at` are for the event store: people.py.
     """
 
     __slots__ = ("found_at", "kinds", "known_at", "size", "todo", "was_merged_into")

@@ -400,8 +400,8 @@ async def _write(apps: dict[bytes, Persons], revisions: dict[bytes, int], now_ms
             if key in known.began_as_visitors:
                 person.todo |= COLLECT
                 person.found_at = now_ms
-            counted, since = (person.kinds, person.size, person.known_at), (person.found_at, person.todo)
-            persons.append((app + key, *counted, into and app + into, *since, revisions[app]))
+            row = (app + key, person.kinds, person.size, person.known_at, into and app + into, person.found_at)
+            persons.append((*row, person.todo, revisions[app]))
     await bulk.put(tables.Person, _PERSON_COLUMNS, persons)
     # Those who were merged into one who is now merged elsewhere, as far as their events are still their own.
     again = [(revisions[key[:16]], key) for others in (await merged_with(merged)).values() for key in others]

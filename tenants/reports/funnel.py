@@ -242,7 +242,7 @@ def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window
         took = f"intDiv(event{step}, {_TIME}) - intDiv(event{step - 1}, {_TIME})"
         columns.append(f"countIf(level > {step}) AS persons_{step}")
         columns.append(f"quantileExactIf(0.5)({took}, level > {step}) AS median_{step}")
-    return f"SELECT {', '.join(columns)} FROM ({query}) GROUP BY ROLLUP(part)"
+    return f"SELECT {', '.join(columns)} FROM ({query}) GROUP BY ROLLUP(part) SETTINGS group_by_use_nulls = 0"
 
 
 def _is(step: int, event: str = "e") -> str:
