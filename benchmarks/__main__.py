@@ -108,8 +108,8 @@ def report(bench: Bench, machine: list[str]) -> str:
         f"- {plan.burst_seconds} s a burst, {plan.sustained_seconds} s sustained, {plan.steady_seconds} s steady at "
         f"{STEADY_RATE:,} hits/s over {CONNECTIONS} connections; {' and '.join(map(str, CONNECTION_COUNTS))} "
         f"connections of wrk; idle memory after {plan.settle_seconds:g} s; "
-        f"{plan.journal_hits:,} hits digested alone, without and with addresses {plan.digest_turns} times in turns, of "
-        "which the median counts. Load and server share the cores.",
+        f"{plan.journal_hits:,} hits digested alone, without and with addresses {plan.digest_turns} times in turns: "
+        "the median, of memory the most. Load and server share the cores.",
         "- The hit: a signup with Base64 params, without a cookie, so that each makes a new visitor. Default settings, "
         "the tenant's limit lifted, one process (`collect`, or `serve` and the digest it starts).",
         "- Dashboards: of an app with a tenth of the events in its last 30 days, compared with the 30 days before; "

@@ -217,8 +217,8 @@ async def delete_page(request: AnyRequest, member: Member, app: OurApp) -> Respo
 async def _delete_page(
     request: AnyRequest, app: App, status: int = 200, errors: Mapping[str, str] | None = None, typed: str = ""
 ) -> Response[bytes]:
-    # As far back as a period may go.
-    since = (datetime.now(ZoneInfo(app.timezone)) - timedelta(days=MAX_DAYS - 1)).date()
+    # As far back as a period may go that ends tomorrow: the link is followed later.
+    since = (datetime.now(ZoneInfo(app.timezone)) - timedelta(days=MAX_DAYS - 2)).date()
     context = {"app": app, "tab": "settings", "errors": errors or {}, "typed": typed, "since": since}
     return await render(request, "apps/delete.html", status, **context)
 
