@@ -267,7 +267,8 @@ class EventStore:
     async def change(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
         """Run a statement that changes what is stored. Raises EventStoreUnavailable or EventStoreRefused.
 
-        A mutation (ALTER … UPDATE or DELETE) is only begun; it goes on by itself, after a restart too.
+        A server only begins a mutation (ALTER … UPDATE or DELETE), the embedded engine is through with it; what is left
+        of it goes on by itself, after a restart too.
         """
 
         def run(client: Client) -> None:
