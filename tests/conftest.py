@@ -19,7 +19,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling  # pyright: ignore[rep
 
 from server.database import Database
 from server.event_store import EventStore
-from tenants import accounts
+from tenants import accounts, erasures
 from tenants.accounts import create_tenant
 from tenants.tables import TABLES, Tenant
 
@@ -184,10 +184,18 @@ async def charlie(database: Database) -> Tenant:
 
 
 @pytest.fixture(scope="session")
-def event_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EventStore]:
-    """A migrated event store on the embedded engine, which takes one folder a process: tests share it, by app."""
+def migrated_event_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EventStore]:
+    """A migrated event store on the embedded engine, which takes one folder a process; to be emptied."""
     folder = tmp_path_factory.mktemp("events")
     store = EventStore(f"chdb://{folder}/store", folder)
     store.migrate()
     yield store
     store.close()
+
+
+@pytest.fixture
+async def event_store(migrated_event_store: EventStore) -> EventStore:
+    """A migrated, empty event store: a mutation goes through all that others left there."""
+    for table in erasures.TABLES:
+        await migrated_event_store.change(f"TRUNCATE TABLE {table}")
+    return migrated_event_store

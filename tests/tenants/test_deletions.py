@@ -127,11 +127,11 @@ async def work_off(store: EventStore, minutes: float = 0) -> int:
     return await unscoped_work_off(store, now, now)
 
 
-async def removed(shop: Hits, deletion: Deletion) -> Deletion:
+async def removed(shop: Hits, deletion: Deletion, minutes: float = 0) -> Deletion:
     """The receipt, once nothing is left in the event store (whose files the engine keeps for a while)."""
 
     async def is_gone() -> bool:
-        await work_off(shop.store)
+        await work_off(shop.store, minutes)
         (found,) = await Deletion.objects().where(Deletion.id == deletion.id)
         return not found.work or msgspec.msgpack.decode(found.work, type=deletions._Work).gone_at is not None
 
@@ -256,7 +256,7 @@ async def test_the_browser_goes_on_as_somebody_new(shop: Hits) -> None:
         "SELECT value FROM person_properties FINAL WHERE app_id = {app:UUID}", {"app": str(shop.app.id)}
     )] == ['"free"']  # fmt: skip
     # And they can be deleted again.
-    again = await removed(shop, await delete_person(shop.app, cookie, "Alice", now + timedelta(seconds=9)))
+    again = await removed(shop, await delete_person(shop.app, cookie, "Alice", now + timedelta(seconds=9)), minutes=1)
     assert again.events == 2
     assert await shop.count("events") == 0
 

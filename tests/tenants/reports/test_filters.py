@@ -184,19 +184,13 @@ async def test_which_events_filters_mean(kinds: Shop, pairs: Pairs, found: set[s
     assert await matching(kinds, *pairs) == found
 
 
-@pytest.fixture(scope="module")
-def stored() -> dict[str, Shop]:
-    return {}
-
-
 @pytest.fixture
-async def kinds(event_store: EventStore, stored: dict[str, Shop]) -> Shop:
-    if "kinds" not in stored:
-        shop = stored["kinds"] = Shop(event_store, "Europe/Berlin")
-        for name, params in SENT.items():
-            shop.hit(name, params=params)
-        await shop.store()
-    return stored["kinds"]
+async def kinds(event_store: EventStore) -> Shop:
+    shop = Shop(event_store, "Europe/Berlin")
+    for name, params in SENT.items():
+        shop.hit(name, params=params)
+    await shop.store()
+    return shop
 
 
 NAMES = [
