@@ -217,7 +217,11 @@ _SENDER_COLUMNS = (
 
 
 def _skip_held() -> str:
-    """On PostgreSQL a row that another process takes at this moment is left to it."""
+    """On PostgreSQL a row that another process takes at this moment is left to it.
+
+    What is taken is found first, MATERIALIZED: PostgreSQL may look for it once for each row of the table, passing over
+    what it holds itself by then, and take any number.
+    """
     return "FOR UPDATE SKIP LOCKED" if AccessToken._meta.db.engine_type == "postgres" else ""
 
 
@@ -248,11 +252,13 @@ async def take(app_id: UUID, key: SecretKey, now_ms: int, limit: int) -> list[Ta
     until = now_ms + LEASE_MS
     async with transaction():
         rows = await AccessToken.raw(
-            "UPDATE access_token SET due_at = {}, attempts = attempts + 1 WHERE key IN (SELECT key FROM access_token "
-            f"WHERE app_id = {{}} AND due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
-            until,
+            "WITH due AS MATERIALIZED (SELECT key FROM access_token WHERE app_id = {} AND due_at <= {} "
+            f"ORDER BY due_at LIMIT {limit} {_skip_held()}) "
+            "UPDATE access_token SET due_at = {}, attempts = attempts + 1 WHERE key IN (SELECT key FROM due) "
+            "RETURNING *",
             app_id,
             now_ms,
+            until,
         )
     return [
         TakenToken(
@@ -360,12 +366,13 @@ async def unscoped_give_up_old(now_ms: int) -> None:
     while True:
         async with transaction():
             rows = await AccessToken.raw(
+                "WITH old AS MATERIALIZED (SELECT key FROM access_token WHERE due_at IS NOT NULL AND received_at <= {} "
+                f"LIMIT {_NAMED_AT_ONCE} {_skip_held()}) "
                 "UPDATE access_token SET sealed = NULL, due_at = NULL, state = CASE WHEN fbid IS NULL THEN {} ELSE {} "
-                "END WHERE key IN (SELECT key FROM access_token WHERE due_at IS NOT NULL AND received_at <= {} "
-                f"LIMIT {_NAMED_AT_ONCE} {_skip_held()}) RETURNING key",
+                "END WHERE key IN (SELECT key FROM old) RETURNING key",
+                now_ms - TOKEN_MS,
                 TokenState.UNRESOLVED.value,
                 TokenState.RESOLVED.value,
-                now_ms - TOKEN_MS,
             )
             if rows:
                 await _senders_due([row["key"] for row in rows], now_ms)
@@ -408,11 +415,12 @@ async def unscoped_take_senders(
     until = now_ms + LEASE_MS
     async with transaction():
         rows = await TokenSender.raw(
-            "UPDATE token_sender SET due_at = {} WHERE key IN (SELECT key FROM token_sender "
-            f"WHERE app_id = {{}} AND due_at <= {{}} ORDER BY due_at LIMIT {limit} {_skip_held()}) RETURNING *",
-            until,
+            "WITH due AS MATERIALIZED (SELECT key FROM token_sender WHERE app_id = {} AND due_at <= {} "
+            f"ORDER BY due_at LIMIT {limit} {_skip_held()}) "
+            "UPDATE token_sender SET due_at = {} WHERE key IN (SELECT key FROM due) RETURNING *",
             app_id,
             now_ms,
+            until,
         )
         names = sorted({row["token"] for row in rows})
         of_names = await AccessToken.select().where(AccessToken.key.is_in(names)) if names else []
@@ -557,8 +565,9 @@ async def _purge(table: str, column: str, compared: str, value: object) -> None:
     while True:
         async with transaction():
             gone = await AccessToken.raw(
-                f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE {column} {compared} {{}} "
-                f"LIMIT {_PURGE_ROWS} {_skip_held()}) RETURNING 1",
+                f"WITH gone AS MATERIALIZED (SELECT key FROM {table} WHERE {column} {compared} {{}} "
+                f"LIMIT {_PURGE_ROWS} {_skip_held()}) "
+                f"DELETE FROM {table} WHERE key IN (SELECT key FROM gone) RETURNING 1",
                 value,
             )
         if len(gone) < _PURGE_ROWS:

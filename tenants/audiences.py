@@ -192,12 +192,14 @@ async def unscoped_take_run(key: SecretKey, now: datetime) -> TakenRun | None:
     skip_held = "FOR UPDATE SKIP LOCKED" if AudienceRun._meta.db.engine_type == "postgres" else ""
     async with transaction():
         taken = await AudienceRun.raw(
+            # Found once: PostgreSQL may look for it for each row of the table, and take several.
+            "WITH due AS MATERIALIZED (SELECT id FROM audience_run WHERE due_at <= {} ORDER BY due_at LIMIT 1 "
+            f"{skip_held}) "
             "UPDATE audience_run SET due_at = {}, attempts = attempts + 1, started_at = coalesce(started_at, {}) "
-            "WHERE id IN (SELECT id FROM audience_run WHERE due_at <= {} ORDER BY due_at LIMIT 1 "
-            f"{skip_held}) RETURNING id",
+            "WHERE id IN (SELECT id FROM due) RETURNING id",
+            _milliseconds(now),
             until,
             now,
-            _milliseconds(now),
         )
         if not taken:
             return None

@@ -146,7 +146,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgres":
         url: str = request.getfixturevalue("migrated_postgres")
         cluster: Postgres = request.getfixturevalue("postgres")
-        cluster.execute(url, "TRUNCATE " + ", ".join(table._meta.tablename for table in TABLES))
+        # In a quarter of the time of TRUNCATE, which makes new files; as a replica, references are not looked at.
+        emptied = "; ".join(f"DELETE FROM {table._meta.tablename}" for table in TABLES)
+        cluster.execute(url, f"SET session_replication_role = replica; {emptied}")
         return url
     path = tmp_path / "control.sqlite3"
     shutil.copy(request.getfixturevalue("migrated_sqlite"), path)

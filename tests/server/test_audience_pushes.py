@@ -407,6 +407,16 @@ async def test_no_two_runs_of_an_audience_at_once(graph: GraphStandIn, pusher: A
     assert await audiences.request_run(audience, NOW)
 
 
+async def test_one_run_is_taken_at_a_time(shop: App) -> None:
+    """Most of the time none is due, and that is what PostgreSQL knows of them: it looks row by row then."""
+    await AudienceRun.raw("ANALYZE")
+    asked = [await audience_of(shop) for _ in range(3)]
+    for audience in asked:
+        await audiences.request_run(audience, NOW)
+    taken = [await audiences.unscoped_take_run(KEY, NOW) for _ in range(4)]
+    assert sorted(each.audience.id for each in taken if each) == sorted(audience.id for audience in asked)
+
+
 async def test_who_lost_a_run_writes_nothing_down_any_more(shop: App) -> None:
     audience = await audience_of(shop)
     await audiences.request_run(audience, NOW)

@@ -184,6 +184,18 @@ async def test_apps_take_turns_in_learning_what_became_of_tokens(database: Datab
     assert told_of == [(SHOP, 5), (OTHER, 1), (SHOP, 5), (SHOP, 5)]
 
 
+async def test_no_more_are_taken_than_were_asked_for(database: Database) -> None:
+    """Queues are empty most of the time, and that is what PostgreSQL knows of them: it looks row by row then."""
+    await AccessToken.raw("ANALYZE")
+    await keep(KEY, [sent(f"T{n}", n) for n in range(20)], NOW)
+    assert len(await take(SHOP, KEY, NOW, 5)) == 5
+    assert len(await take(SHOP, KEY, NOW, 20)) == 15
+    for token in await take(SHOP, KEY, NOW + LEASE_MS, 20):
+        await resolved(token, KEY, "123", Profile(), NOW)
+    _, some = await unscoped_take_senders(OTHER, KEY, NOW, 5)
+    assert len(some) == 5
+
+
 async def test_many_takers_share_and_none_is_taken_twice(database: Database) -> None:
     await keep(KEY, [sent(f"T{n}", n) for n in range(60)], NOW)
     taken = await asyncio.gather(*(take(SHOP, KEY, NOW, 10) for _ in range(8)))
