@@ -296,10 +296,6 @@ class EventStore:
                 "async_insert": 0,
                 # A row of a key is as good as several: they become one when parts are merged, and reports know.
                 "optimize_on_insert": 0,
-                # For the view that collects properties: texts that look like times, or have a slash, stay as they are.
-                "input_format_try_infer_dates": 0,
-                "input_format_try_infer_datetimes": 0,
-                "output_format_json_escape_forward_slashes": 0,
             }
             if self.embedded:
                 # Read by the engine itself: the client's own way would copy the file once more.

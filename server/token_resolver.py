@@ -20,6 +20,7 @@ from tenants.facebook import Credentials
 from tenants.forgotten import ForgottenKeys, unscoped_forgotten
 from tenants.identifiers import unscoped_roots
 from tenants.identities import Sighting
+from tenants.rewriting import property_version
 from tenants.secrets import SecretKey
 from tenants.tables import App, TokenState
 
@@ -235,8 +236,7 @@ def property_rows(sender: Sender, person: UUID) -> Sequence[Row]:
         "facebook_email": profile.email,
         "custom_audience_id": profile.audience_id,
     }
-    # As the event store orders the values of the hits themselves: by time, and within a millisecond somehow.
-    version = sender.received_at_ms * 1_048_576 + int.from_bytes(sender.hit_id[-3:]) % 1_048_576
+    version = property_version(sender.hit_id)
     return [
         (
             sender.app_id.int,

@@ -377,7 +377,7 @@ async def _remove_rows(
     mark = str(work.persons[0])
     old = f"{app} AND received_at < fromUnixTimestamp64Milli({work.before}, 'UTC')"
     # What events of theirs brought whoever they were stored as.
-    brought = ", ".join(property_version(id.bytes) for id in work.also)
+    brought = ", ".join(str(property_version(id.bytes)) for id in work.also)
     theirs = f"{old} AND (person_id IN ({persons}){brought and f' OR version IN ({brought})'})"
     but, also = _listed(work.but), _listed(work.also)
     events = await mutate(

@@ -33,20 +33,24 @@ _AT_ONCE = 3_000
 _MOVED_AT_ONCE = 1_000
 _COLLECT_AGAIN = COLLECT << 2
 
-# As in migrations/events/0004_people.sql.
+# As in migrations/events/0010_properties.sql.
 PROPERTIES = (
-    "SELECT app_id, property.1 AS field, person_id, ifNull(toJSONString(property.2), 'null') AS value, "
-    "received_at, toUInt64(toUnixTimestamp64Milli(received_at)) * 1048576 + cityHash64(id) % 1048576 AS version "
-    "FROM events ARRAY JOIN JSONExtract(params_text, 'Map(String, Dynamic)') AS property WHERE {rows} "
-    # Texts stay as they are, those that look like times and those with a slash.
-    "SETTINGS input_format_try_infer_dates = 0, input_format_try_infer_datetimes = 0, "
-    "output_format_json_escape_forward_slashes = 0"
+    "SELECT app_id, property.1 AS field, person_id, property.2 AS value, received_at, "
+    "toUInt64(toUnixTimestamp64Milli(received_at)) * 1048576 "
+    "+ toUInt64(bitShiftRight(toUInt128(id), 14) % 67108864 + toUInt128(id) % 16384) % 1048576 AS version "
+    "FROM events ARRAY JOIN JSONExtractKeysAndValuesRaw(params_text) AS property WHERE {rows}"
 )
 
 
-def property_version(hit: bytes) -> str:
-    """The version of the properties that an event brought; its id begins with when it came, in ms."""
-    return f"{int.from_bytes(hit[:6], 'big') << 20} + cityHash64(toUUID('{_uuid(hit)}')) % 1048576"
+def property_version(hit: bytes) -> int:
+    """The version of the properties that a hit brought, by its id of 16 bytes: what came later has a higher one.
+
+    The time in ms, and 20 bits of where in the journal it is: 26 bits of the id are its frame's offset in bytes, the
+    last 14 its number in the frame, which has more bytes than hits.
+    """
+    number = int.from_bytes(hit)
+    place = (number >> 14) % 2**26 + number % 2**14
+    return (number >> 80) * 2**20 + place % 2**20
 
 
 async def unscoped_collect(store: Store, now: datetime) -> int:
@@ -174,7 +178,7 @@ async def _collect_again(store: Store, app: UUID, hits: Sequence[bytes], moved: 
         return
     mine = f"app_id = '{app}'"
     was = ", ".join(sorted({f"'{_id(moved[hit]['was'])}'" for hit in hits}))
-    versions = ", ".join(map(property_version, hits))
+    versions = ", ".join(str(property_version(hit)) for hit in hits)
     rows = f"{mine} AND person_id IN ({was}) AND version IN ({versions})"
     await mutate(store, "person_properties", "DELETE", rows, versions.partition(",")[0])
     people = ", ".join(sorted({f"'{_id(moved[hit][name])}'" for hit in hits for name in ("was", "person")}))

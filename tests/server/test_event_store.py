@@ -10,6 +10,7 @@ import weakref
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import pytest
@@ -126,6 +127,49 @@ def test_a_store_from_before_ids_of_apps_were_numbers_is_taken_over(tmp_path: Pa
         before, meanwhile, after, found = pool.submit(_taken_over, tmp_path).result()
     assert before == meanwhile == after == [3, 2]
     assert found == {"type": ["LowCardinality(UUID)"], "projections": ["by_person,seen"], "left": [0]}
+
+
+def test_properties_that_an_earlier_version_spoiled_are_mended(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        before, after, later = pool.submit(_mended, tmp_path).result()
+    assert before["b"] != '["x",1]'
+    assert before["gone"] == after["gone"] == "[null,7]", "there is no event any more that tells"
+    assert after == {"gone": "[null,7]", "b": '["x",1]', "plan": '"pro"', "o": '{"k":null}'}
+    assert later == after | {"plan": '"team"', "new": '["a",1]'}
+
+
+def _mended(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    store = EventStore(f"chdb://{folder}/store", folder)
+    at = int(time.time() * 1000)
+
+    def store_hits(first: int, *sent: str) -> None:
+        rows: list[Any] = []
+        for number, params in enumerate(sent, first):
+            hit = decode("event", f"event_token=a&params={quote(params)}".encode(), "EUR", privacy=False)
+            assert isinstance(hit, Event)
+            row = event_row(hit, 1, at + number, (at + number << 80) + number, "event", 0, "", b"", b"", b"")
+            rows.append((*row[:-2], 8 if '"c"' in params else 7, True))
+        asyncio.run(store.insert("events", rows, str(first)))
+
+    def properties() -> dict[str, str]:
+        newest = "SELECT field, argMax(value, version) AS value FROM person_properties WHERE person_id = "
+        rows = asyncio.run(store.query(f"{newest}'{UUID(int=7)}' GROUP BY field"))
+        return {row["field"]: row["value"] for row in rows}
+
+    every = module.migrations()
+    module.migrations = lambda: [each for each in every if each[0] < "0010"]
+    store.migrate()
+    store_hits(1, '{"c":[1,2]}', '{"b":["x",1],"plan":"pro","o":{"k":null}}')
+    gone = f"(toUUID('{UUID(int=1)}'), 'gone', toUUID('{UUID(int=7)}'), '[null,7]', now(), 1)"
+    asyncio.run(store.change(f"INSERT INTO person_properties VALUES {gone}"))
+    before = properties()
+    module.migrations = lambda: every
+    assert store.migrate() == ["0010_properties"]
+    after = properties()
+    store_hits(100, '{"c":[1,2]}', '{"plan":"team","new":["a",1]}')
+    later = properties()
+    store.close()
+    return before, after, later
 
 
 def _taken_over(folder: Path) -> tuple[list[int], list[int], list[int], dict[str, list[Any]]]:

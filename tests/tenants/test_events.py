@@ -1,6 +1,7 @@
 """Events and rejections on a real engine: what was sent reads back as it was sent, to its own app alone."""
 
 import json
+import random
 import time
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from test_hits_properties import OBJECTS
 
 from server.event_store import EventStore, EventStoreRefused, migrations, statements
-from server.journal import hit_id
+from server.journal import INDEX_BITS, OFFSET_BITS, SEED_BITS, hit_id
 from tenants.errors import InvalidValue
 from tenants.events import (
     event_row,
@@ -25,6 +26,7 @@ from tenants.events import (
     timestamp,
 )
 from tenants.hits import Category, Event, Rejection, decode
+from tenants.rewriting import PROPERTIES, property_version
 from tenants.snippets import encode_params
 from tenants.tables import App
 
@@ -251,6 +253,56 @@ async def test_any_custom_values_read_back_equal(event_store: EventStore, batch:
     await insert(event_store, *(row(shop, query, number) for number, query in enumerate(queries)))
     for event in await read(event_store, shop, limit=1000):
         assert event["params"] == sent[event["event_token"]]
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.lists(OBJECTS | st.sampled_from(NASTY), min_size=20, max_size=40))
+async def test_any_custom_values_are_their_persons_properties(
+    event_store: EventStore, batch: list[dict[str, Any]]
+) -> None:
+    """Whatever others, of another app each, sent at the same time; when they are stored, and collected later."""
+    shops = [app() for _ in batch]
+    rows = [row(shop, b"event_token=e&" + params(values))[1] for shop, values in zip(shops, batch, strict=True)]
+    # Known, under the app's id.
+    await insert(event_store, *(("events", (*fields[:-2], fields[0], True)) for fields in rows))
+    sent = {UUID(int=fields[0]): json.loads(fields[8]) for fields in rows}
+    of_these = f"app_id IN ({', '.join(repr(str(shop.id)) for shop in shops)})"
+    for again in (False, True):
+        if again:
+            await event_store.change("TRUNCATE TABLE person_properties")
+            await event_store.change(f"INSERT INTO person_properties {PROPERTIES.format(rows=of_these)}")
+        found: dict[UUID, dict[str, Any]] = {shop.id: {} for shop in shops}
+        for each in await event_store.query(f"SELECT person_id, field, value FROM person_properties WHERE {of_these}"):
+            found[each["person_id"]][each["field"]] = json.loads(each["value"])
+        assert alike(found, sent)
+
+
+def alike(found: Any, sent: Any) -> bool:
+    """Equal, of the same types; the engine writes a number with a fraction of 0 without it."""
+    if isinstance(sent, float):
+        return type(found) in (int, float) and float(found) == sent
+    if isinstance(sent, dict):
+        return found.keys() == sent.keys() and all(alike(found[key], each) for key, each in sent.items())
+    if isinstance(sent, list):
+        return len(found) == len(sent) and all(map(alike, found, sent))
+    return type(found) is type(sent) and found == sent
+
+
+async def test_of_a_milliseconds_hits_the_later_brings_the_newer_properties(event_store: EventStore) -> None:
+    shop, seed = app(), random.randrange(1 << SEED_BITS)
+    # Offset of a frame and how many hits it has.
+    frames = [(5_000_000, 3), (5_000_120, 40), (5_005_000, 2), (5_090_000, 900)]
+    places = [(start, index) for start, count in frames for index in range(count)]
+    ids = [hit_id((seed << OFFSET_BITS | start) << INDEX_BITS, index, NOW) for start, index in places]
+    rows = [row(shop, b"event_token=e&" + params({"n": n}))[1] for n in range(len(ids))]
+    known = [(*fields[:2], id, *fields[3:-2], fields[0], True) for fields, id in zip(rows, ids, strict=True)]
+    random.shuffle(known)
+    for some in (known[:300], known[300:]):
+        await insert(event_store, *(("events", fields) for fields in some))
+    stored = await event_store.query(f"SELECT value, version FROM person_properties WHERE app_id = '{shop.id}'")
+    expected = {str(n): property_version(id.to_bytes(16)) for n, id in enumerate(ids)}
+    assert {each["value"]: each["version"] for each in stored} == expected
+    assert list(expected.values()) == sorted(set(expected.values()))
 
 
 @pytest.mark.parametrize(
