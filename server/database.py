@@ -35,6 +35,15 @@ PATIENCE_SECONDS = 10.0
 IDLE_CONNECTIONS = 4
 # A readiness check should say "no" before whoever asks gives up.
 PING_SECONDS = 5.0
+# A connection that went dark without a word, as in a failover, would be waited for without end, whatever times out.
+STATEMENT_SECONDS = 30.0
+# So would the locks of a machine that vanished in the middle of a transaction, by all others.
+_LIVELY = {
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
 # Any number, as long as no other program takes the same lock in the same PostgreSQL database.
 MIGRATION_LOCK = 0x6F6E657078
 
@@ -56,7 +65,7 @@ class Database:
         if scheme == "sqlite":
             self._engine = _SQLite(Path("/" + rest.lstrip("/")))
         elif scheme in ("postgres", "postgresql"):
-            self._engine = _Postgres({"dsn": url})
+            self._engine = _Postgres({"dsn": url, "server_settings": _LIVELY, "command_timeout": STATEMENT_SECONDS})
         else:
             raise DatabaseUnavailable("A control database is sqlite:///path or postgres://user:password@host/name.")
         for table in (*TABLES, Migration):
@@ -110,7 +119,7 @@ class Database:
         control.DB = self._engine  # pyright: ignore[reportAttributeAccessIssue]
         os.environ["PICCOLO_CONF"] = control.__name__
         # A migration's own transaction and the row that records it join this one.
-        with self.one_line_errors():
+        with self.one_line_errors(), self._patiently():
             async with transaction():
                 if isinstance(self._engine, _Postgres):
                     await Migration.raw("SELECT pg_advisory_xact_lock({})", MIGRATION_LOCK)
@@ -125,6 +134,19 @@ class Database:
                         await manager.run()
                     await Migration(name=migration_id, app_name="control").save()
         return pending
+
+    @contextmanager
+    def _patiently(self) -> Generator[None]:
+        """Transactions on a connection of their own, whose statements may take any time: an index of many rows does."""
+        if not isinstance(self._engine, _Postgres):
+            yield
+            return
+        pool, config = self._engine.pool, self._engine.config
+        self._engine.pool, self._engine.config = None, config | {"command_timeout": None}
+        try:
+            yield
+        finally:
+            self._engine.pool, self._engine.config = pool, config
 
     @contextmanager
     def one_line_errors(self) -> Generator[None]:
@@ -284,8 +306,10 @@ class _PostgresTransaction(PostgresTransaction):
         return False
 
     async def _release(self) -> None:
-        assert self.engine.pool is not None
-        await self.engine.pool.release(self.connection)
+        if self.engine.pool is None:
+            await self.connection.close()
+        else:
+            await self.engine.pool.release(self.connection)
 
 
 class _Postgres(PostgresEngine):

@@ -18,7 +18,18 @@ from argon2.exceptions import VerifyMismatchError
 
 from tenants import apps, sessions, tokens, tries
 from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound
-from tenants.tables import App, Invitation, Membership, Role, Session, Tenant, User, clean_name, transaction
+from tenants.tables import (
+    App,
+    Invitation,
+    Membership,
+    Role,
+    Session,
+    Tenant,
+    User,
+    clean_name,
+    lock_user,
+    transaction,
+)
 
 # argon2id with RFC 9106's low-memory parameters: 64 MiB and tens of milliseconds a password. The work
 # releases the GIL, so threads keep it off the event loop; two of them, so that a rush of logins takes
@@ -148,7 +159,7 @@ async def delete_tenant(tenant: Tenant) -> None:
         await Invitation.delete().where(Invitation.tenant == tenant.id)
         for app in await apps.list_apps(tenant):
             await apps.remove_app(app.id)
-        members = await Membership.objects().where(Membership.tenant == tenant.id)
+        members = await Membership.objects().where(Membership.tenant == tenant.id).order_by(Membership.user)
         await Membership.delete().where(Membership.tenant == tenant.id)
         # Those who stay need not log in again.
         await Session.update({Session.tenant: None}).where(Session.tenant == tenant.id)
@@ -159,7 +170,8 @@ async def delete_tenant(tenant: Tenant) -> None:
 
 async def remove_user_without_tenant(user_id: int) -> None:
     """Remove the user if they belong to no tenant any more, inside the transaction that ended a membership."""
-    if not await Membership.exists().where(Membership.user == user_id):
+    # Another tenant may be letting them go, too, or taking them in.
+    if await lock_user(user_id) and not await Membership.exists().where(Membership.user == user_id):
         await User.delete().where(User.id == user_id)
 
 

@@ -4,9 +4,11 @@
 
 from datetime import UTC, datetime
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 from zoneinfo import available_timezones
+
+from piccolo.columns import Column
 
 from tenants import tokens
 from tenants.currencies import MINOR_UNITS
@@ -85,32 +87,23 @@ async def change_app(
     The new currency counts for hits from now on; what was recorded keeps its own. What is older than `retention_days`
     goes within an hour: see erasures.py.
     """
+    changes: dict[Column | str, Any] = {}
     if name is not None:
-        app.name = clean_name(name)
+        changes[App.name] = app.name = clean_name(name)
     if currency is not None:
-        app.currency = _clean_currency(currency)
+        changes[App.currency] = app.currency = _clean_currency(currency)
     if timezone is not None:
-        app.timezone = _clean_timezone(timezone)
+        changes[App.timezone] = app.timezone = _clean_timezone(timezone)
     if honour_privacy_signals is not None:
-        app.honour_privacy_signals = honour_privacy_signals
+        changes[App.honour_privacy_signals] = app.honour_privacy_signals = honour_privacy_signals
     if retention_days is not None:
         app.retention_days = None if retention_days == "ever" else _clean_retention(retention_days)
+        changes[App.retention_days] = app.retention_days
+    if not changes:
+        return
     async with transaction():
         await tokens.stamp_app(app)
-        changed = await (
-            App.update(
-                {
-                    App.name: app.name,
-                    App.currency: app.currency,
-                    App.timezone: app.timezone,
-                    App.honour_privacy_signals: app.honour_privacy_signals,
-                    App.retention_days: app.retention_days,
-                }
-            )
-            .where(App.id == app.id)
-            .returning(App.id)
-        )
-        if not changed:
+        if not await App.update(changes).where(App.id == app.id).returning(App.id):
             raise NotFound
 
 

@@ -39,14 +39,17 @@ async def find(table: type[Table], columns: Sequence[str], key: str, keys: Seque
     return rows
 
 
-async def put(table: type[Table], columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Insert rows, or overwrite those with the same key, which is the first column. Within a transaction only."""
+async def put(table: type[Table], columns: Sequence[str], rows: Sequence[Row], keep: str = "") -> None:
+    """Insert rows, or overwrite those with the same key, which is the first column, but for the column to `keep`.
+
+    Within a transaction only.
+    """
     if not rows:
         return
     # Everybody locks rows in the order of their keys, so nobody waits in a circle.
     rows = sorted(rows, key=lambda row: row[0])
     name, first = table._meta.tablename, columns[0]
-    others = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
+    others = ", ".join(f"{column} = excluded.{column}" for column in columns[1:] if column != keep)
     into = f"INSERT INTO {name} ({', '.join(columns)})"
     on_conflict = f"ON CONFLICT ({first}) DO UPDATE SET {others}"
     connection = _connection(table)

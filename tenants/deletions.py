@@ -20,6 +20,7 @@ import asyncio
 import base64
 import functools
 import re
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -112,11 +113,14 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
 
     `person` is the survivor's id. Raises NotFound when the app is gone.
     """
-    before = int(now.timestamp() * 1000)
+    asked_at = time.monotonic()
     async with transaction():
         if not await App.exists().where(App.id == app.id):
             raise NotFound
         revision = await _lock_clock(app.id)
+        # What came while this waited for a digest may have been found to be theirs.
+        now += timedelta(seconds=time.monotonic() - asked_at)
+        before = int(now.timestamp() * 1000)
         # They may have turned out to be somebody else since they were looked up.
         root = (await unscoped_roots([person_key(app.id, person)]))[person_key(app.id, person)]
         persons = [root, *(await merged_with([root]))[root]]

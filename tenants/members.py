@@ -13,7 +13,19 @@ from typing import Any, NamedTuple
 
 from tenants.accounts import add_user, clean_email, hash_password, remove_user_without_tenant
 from tenants.errors import EmailTaken, InvalidValue, NotFound
-from tenants.tables import Invitation, Membership, Role, Session, Tenant, User, as_key, clean_name, lock, transaction
+from tenants.tables import (
+    Invitation,
+    Membership,
+    Role,
+    Session,
+    Tenant,
+    User,
+    as_key,
+    clean_name,
+    lock,
+    lock_user,
+    transaction,
+)
 
 # Long enough for a holiday's mail, short enough that a forgotten link opens nothing.
 INVITED_FOR = timedelta(days=7)
@@ -57,6 +69,8 @@ async def remove(tenant: Tenant, user_id: int) -> None:
     """
     async with transaction():
         membership = await _membership(tenant, user_id, stays_owner=False)
+        # Before their sessions, as whoever logs in.
+        await lock_user(user_id)
         await Membership.delete().where(Membership.id == membership.id)
         await Session.update({Session.tenant: None}).where(Session.tenant == tenant.id, Session.user == user_id)
         await remove_user_without_tenant(user_id)
@@ -182,6 +196,9 @@ async def _use(token: str, now: datetime) -> dict[str, Any]:
 
 
 async def _add_membership(used: dict[str, Any], user: User) -> None:
+    # Their last tenant may be removing them.
+    if not await lock_user(user.id):
+        raise NotFound
     membership = Membership(tenant=used["tenant"], user=user.id, role=used["role"])
     both = (Membership.tenant, Membership.user)
     await Membership.insert(membership).on_conflict(target=both, action="DO NOTHING")

@@ -102,7 +102,7 @@ async def identify(
     async with transaction():
         if again and (known := await _persons_of_batch(journal, batch, hits)) is not None:
             return known
-        clocks = await _lock_clocks({hit.app for hit in hits})
+        clocks = await lock_clocks({hit.app for hit in hits})
         apps = memory.take(clocks)
         # Nobody can be deleted between here and the end of the transaction.
         forgotten = await unscoped_forgotten(min(hit.at for hit in hits))
@@ -147,7 +147,7 @@ async def learn(hit: Sighting, now_ms: int) -> UUID | None:
         at = int.from_bytes(hit.hit_id[:6], "big")
         row = (hit.hit_id, at, hit.app + hit.of, hit.app + person, now_ms)
         async with transaction():
-            await bulk.put(Reattribution, _MOVED_COLUMNS, [row])
+            await bulk.put(Reattribution, _MOVED_COLUMNS, [row], keep="was")
     return UUID(bytes=person)
 
 
@@ -170,6 +170,8 @@ async def told(rows: Sequence[bulk.Row]) -> None:
     # Everybody locks rows in the order of their keys, so nobody waits in a circle.
     keys.sort(key=lambda pair: pair[1])
     async with transaction():
+        # Whoever deletes persons locks them in no order.
+        await lock_clocks({key[:16] for _, key in keys})
         statement = f"UPDATE person SET todo = todo - {TELL} WHERE revision = ? AND key = ? AND (todo & {TELL}) > 0"
         await bulk.run(tables.Person, statement, keys)
 
@@ -197,7 +199,7 @@ async def _rewritten(keys: list[bytes]) -> dict[bytes, bytes]:
     return {key: merged_into for key, merged_into, todo in rows if merged_into is not None and not todo & REWRITE}
 
 
-async def _lock_clocks(apps: set[bytes]) -> dict[bytes, tuple[int, int]]:
+async def lock_clocks(apps: set[bytes]) -> dict[bytes, tuple[int, int]]:
     """(newest, revision) of each app, whose persons nobody else changes until the transaction ends."""
     ordered = sorted(apps)
     if shared():
@@ -277,7 +279,7 @@ async def _place_all(
             at = int.from_bytes(hit.hit_id[:6], "big")
             moved.append((hit.hit_id, at, hit.app + was, hit.app + person, now_ms))
             entry.stored = entry.person
-    await bulk.put(Reattribution, _MOVED_COLUMNS, moved)
+    await bulk.put(Reattribution, _MOVED_COLUMNS, moved, keep="was")
     # Whoever sent an access token with it is whose it is now.
     whose = [(person[16:], was[16:], hit_id) for hit_id, _, was, person, _ in moved]
     await bulk.run(

@@ -18,7 +18,7 @@ from uuid import UUID
 from tenants import bulk
 from tenants.erasures import Store, mutate
 from tenants.identifiers import unscoped_roots
-from tenants.people import COLLECT, REWRITE, TELL
+from tenants.people import COLLECT, REWRITE, TELL, lock_clocks
 from tenants.tables import Person, Reattribution, transaction
 
 # By then a batch that made them who they are is stored, usually; collected once more when it is settled.
@@ -143,7 +143,7 @@ async def _reattribute(store: Store, rows: Sequence[dict[str, Any]], now: dateti
     # Whoever they are in the end: the event store may have forgotten by now who was merged into whom.
     roots = await unscoped_roots([row["person"] for row in rows])
     rows = [row | {"person": roots[row["person"]]} for row in rows]
-    done: list[bytes] = []
+    done: list[tuple[bytes, int]] = []
     for app, keys in _by_app(row["person"][:16] + row["hit_id"] for row in rows).items():
         mine = {row["hit_id"]: row for row in rows if row["person"][:16] == app.bytes}
         at = [row["received_at"] for row in mine.values()]
@@ -166,9 +166,11 @@ async def _reattribute(store: Store, rows: Sequence[dict[str, Any]], now: dateti
         right = [hit for hit in found if hit not in wrong]
         await _collect_again(store, app, right, mine)
         given_up = int((now - _GIVEN_UP).timestamp() * 1000)
-        done += right + [hit for hit in mine if hit not in found and mine[hit]["since"] < given_up]
+        ended = right + [hit for hit in mine if hit not in found and mine[hit]["since"] < given_up]
+        done += [(hit, mine[hit]["since"]) for hit in ended]
     async with transaction():
-        await bulk.run(Reattribution, "DELETE FROM reattribution WHERE hit_id = ?", [(hit,) for hit in done])
+        # It may have been found out to be yet another's meanwhile.
+        await bulk.run(Reattribution, "DELETE FROM reattribution WHERE hit_id = ? AND since = ?", sorted(done))
     return len(done)
 
 
@@ -205,6 +207,8 @@ async def _done(bit: int, instead: int, rows: Iterable[dict[str, Any]]) -> None:
     keys = [(row["key"], row["found_at"]) for row in rows]
     left = f"UPDATE person SET todo = (todo | {instead}) - {bit} WHERE key = ? AND found_at = ? AND (todo & {bit}) > 0"
     async with transaction():
+        # Whoever deletes persons locks them in no order.
+        await lock_clocks({key[:16] for key, _ in keys})
         await bulk.run(Person, left, keys)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from piccolo.columns import (
     UUID,
     BigInt,
+    BigSerial,
     Boolean,
     Bytea,
     ForeignKey,
@@ -238,7 +239,8 @@ class Visitor(Table):
 class IdentitySection(Table):
     """The hits of the last seconds, to be placed again in their order should an earlier one turn up."""
 
-    id: Serial
+    # Several a second and app: 32 bits are used up within weeks.
+    id = BigSerial(primary_key=True)
     app = Bytea(index=True)
     first = BigInt()
     last = BigInt()
@@ -438,6 +440,12 @@ async def lock(tenant: Tenant) -> None:
     """Have others that lock the tenant wait until this transaction ends, to see what it did; raises NotFound."""
     if not await Tenant.raw("UPDATE tenant SET name = name WHERE id = {} RETURNING id", tenant.id):
         raise NotFound
+
+
+async def lock_user(user_id: int) -> bool:
+    """As `lock`, so that what they belong to stays as it is; False when there is no such user. After their tenant."""
+    found: Any = await User.raw("UPDATE users SET name = name WHERE id = {} RETURNING id", user_id)
+    return found != []
 
 
 def clean_name(name: str) -> str:

@@ -9,7 +9,7 @@ usually finds nothing.
 Take the revision first in a transaction: two that lock rows in different order could wait for each other.
 """
 # Piccolo's annotations leave type arguments open.
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import re
 import secrets
@@ -162,12 +162,19 @@ async def unscoped_used(used: Mapping[str, float]) -> None:
     by_second: dict[int, list[str]] = {}
     for token, at in used.items():
         by_second.setdefault(int(at), []).append(token)
+    # Two that wait for each other's rows would wait in a circle; who has one changes the token, or its last use.
+    skip_held = "FOR NO KEY UPDATE SKIP LOCKED" if AppToken._meta.db.engine_type == "postgres" else ""
     for second, names in by_second.items():
         at = datetime.fromtimestamp(second, UTC)
         for start in range(0, len(names), _TOKENS_A_STATEMENT):
-            await AppToken.update({AppToken.last_used_at: at}).where(
-                AppToken.token.is_in(names[start : start + _TOKENS_A_STATEMENT]),
-                AppToken.last_used_at.is_null() | (AppToken.last_used_at < at),
+            some = names[start : start + _TOKENS_A_STATEMENT]
+            await AppToken.raw(
+                f"WITH used AS MATERIALIZED (SELECT id FROM app_token WHERE token IN ({', '.join(['{}'] * len(some))}) "
+                f"AND (last_used_at IS NULL OR last_used_at < {{}}) {skip_held}) "
+                "UPDATE app_token SET last_used_at = {} WHERE id IN (SELECT id FROM used)",
+                *some,
+                at,
+                at,
             )
 
 

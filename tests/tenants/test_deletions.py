@@ -4,6 +4,7 @@
 import asyncio
 import base64
 import contextlib
+import contextvars
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -51,6 +52,7 @@ from tenants.tables import (
     Tenant,
     TokenSender,
     Visitor,
+    transaction,
 )
 
 NOW = int(time.time() * 1000)
@@ -264,9 +266,8 @@ async def test_the_browser_goes_on_as_somebody_new(shop: Hits) -> None:
 async def test_hits_that_came_before_bring_nobody_back(shop: Hits) -> None:
     cookie = uuid4()
     ann = await shop(cookie, email=ANN, uuid="7")
-    now = datetime.now(UTC)
-    before = int(now.timestamp() * 1000)
-    await delete_person(shop.app, ann, "Alice", now)
+    deletion = await delete_person(shop.app, ann, "Alice", datetime.now(UTC))
+    before = int(deletion.requested_at.timestamp() * 1000)
     late = before - 1
     for visitor, told in (
         (None, {"email": ANN}),
@@ -283,6 +284,18 @@ async def test_hits_that_came_before_bring_nobody_back(shop: Hits) -> None:
     assert await Identifier.count() == before_that
     assert not await unscoped_forgotten(before)
     assert await unscoped_last_deletions(late) == {shop.app.id.bytes: before}
+
+
+async def test_what_comes_while_a_deletion_waits_for_a_digest_is_from_before_it(shop: Hits) -> None:
+    ann = await shop(uuid4(), email=ANN)
+    asked_at = datetime.now(UTC)
+    async with transaction():
+        await deletions._lock_clock(shop.app.id)
+        # A context of its own: not in this transaction.
+        deleting = asyncio.create_task(delete_person(shop.app, ann, "Alice", asked_at), context=contextvars.Context())
+        await asyncio.sleep(0.3)
+        assert not deleting.done()
+    assert (await deleting).requested_at > asked_at + timedelta(seconds=0.2)
 
 
 async def test_another_apps_hits_are_not_forgotten(shop: Hits, bob: Tenant) -> None:

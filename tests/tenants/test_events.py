@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlencode
 from uuid import UUID, uuid4
 
@@ -282,9 +282,11 @@ def alike(found: Any, sent: Any) -> bool:
     if isinstance(sent, float):
         return type(found) in (int, float) and float(found) == sent
     if isinstance(sent, dict):
-        return found.keys() == sent.keys() and all(alike(found[key], each) for key, each in sent.items())
+        fields = cast("dict[Any, Any]", sent)
+        return found.keys() == fields.keys() and all(alike(found[key], fields[key]) for key in fields)
     if isinstance(sent, list):
-        return len(found) == len(sent) and all(map(alike, found, sent))
+        elements = cast("list[Any]", sent)
+        return len(found) == len(elements) and all(map(alike, found, elements))
     return type(found) is type(sent) and found == sent
 
 

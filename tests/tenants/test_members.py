@@ -202,6 +202,30 @@ async def test_who_is_removed_keeps_what_is_theirs(database: Database, alice: Te
     assert await roles(alice) == {"alice@example.org": Role.OWNER}
 
 
+async def test_whom_two_tenants_remove_at_once_is_removed_altogether(
+    database: Database, alice: Tenant, bob: Tenant
+) -> None:
+    for number in range(8):
+        _, token = await members.invite(alice, email := f"new{number}@example.org", "viewer", NOW)
+        _, user = await members.join_as_new(token, "Nora", PASSWORD, NOW)
+        await add(bob, user, Role.MEMBER)
+        await asyncio.gather(members.remove(alice, user.id), members.remove(bob, user.id))
+        assert not await members.has_account(email), "they could neither log in nor sign up again"
+
+
+async def test_who_joins_while_they_are_removed_elsewhere_belongs_there_or_is_told(
+    database: Database, alice: Tenant, bob: Tenant
+) -> None:
+    for number in range(8):
+        _, token = await members.invite(alice, email := f"new{number}@example.org", "viewer", NOW)
+        _, user = await members.join_as_new(token, "Nora", PASSWORD, NOW)
+        _, again = await members.invite(bob, email, "viewer", NOW)
+        joined, _ = await asyncio.gather(
+            members.join(again, user, NOW), members.remove(alice, user.id), return_exceptions=True
+        )
+        assert await members.has_account(email) == (email in await roles(bob)) == isinstance(joined, Tenant)
+
+
 async def test_who_belongs_nowhere_else_is_removed_altogether(database: Database, alice: Tenant) -> None:
     _, token = await members.invite(alice, "new@example.org", "viewer", NOW)
     _, user = await members.join_as_new(token, "Nora", PASSWORD, NOW)

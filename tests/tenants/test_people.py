@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from server.database import Database
 from server.journal import hit_id
+from tenants import bulk
 from tenants.access_tokens import WaitingToken, keep
 from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, unscoped_roots
 from tenants.identities import Sighting
 from tenants.people import WINDOW_MS, Memory, identify, learn, told, unscoped_untold
 from tenants.secrets import SecretKey
-from tenants.tables import Identifier, Person, Reattribution, TokenSender, Visitor
+from tenants.tables import Identifier, IdentitySection, Person, Reattribution, TokenSender, Visitor, transaction
 
 BEGAN = 1_700_000_000_000
 
@@ -356,6 +357,27 @@ async def test_what_comes_much_later_is_placed_last(database: Database) -> None:
     assert cookie is not None
     assert owner is not None
     assert cookie.person == owner.person
+
+
+async def test_an_event_that_moves_twice_was_stored_as_whose_it_was_first(database: Database) -> None:
+    row = (b"h" * 16, 1, b"a" * 32, b"b" * 32, 1)
+    columns = ("hit_id", "received_at", "was", "person", "since")
+    async with transaction():
+        await bulk.put(Reattribution, columns, [row], keep="was")
+        await bulk.put(Reattribution, columns, [(row[0], 1, b"b" * 32, b"c" * 32, 2)], keep="was")
+    (found,) = await Reattribution.select()
+    assert (found["was"], found["person"], found["since"]) == (b"a" * 32, b"c" * 32, 2)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_more_sections_than_32_bits_count(database: Database) -> None:
+    await IdentitySection.raw("SELECT setval('identity_section_id_seq', 2147483646)")
+    app = uuid4().bytes
+    for number in range(3):
+        named = hit_id(number, 0, number).to_bytes(16, "big")
+        hit = Sighting(named, number, app, uuid4().bytes, False, None, "ann@example.org")
+        await identify([hit], "journal", str(number), False, number)
+    assert max(row["id"] for row in await IdentitySection.select(IdentitySection.id)) > 2**31
 
 
 async def test_apps_share_no_person(database: Database) -> None:

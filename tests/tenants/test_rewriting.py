@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -223,6 +224,29 @@ async def test_others_are_left_alone(site: Site, event_store: EventStore) -> Non
     await settled(other)
     assert await other.persons() == before
     assert len(set(await site.persons())) == 1
+
+
+async def test_what_is_found_out_while_an_event_moves_is_not_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hit = await site.hit(A)
+    app, at, third = site.app.bytes, int.from_bytes(hit[:6], "big"), uuid4().bytes
+    await Reattribution(hit_id=hit, received_at=at, was=app + A, person=app + B, since=NOW).save()
+    collect = rewriting._collect_again  # pyright: ignore[reportPrivateUsage]
+
+    async def meanwhile(*arguments: Any) -> None:
+        await collect(*arguments)
+        if arguments[2]:
+            await Reattribution.update({Reattribution.person: app + third, Reattribution.since: NOW + 1}).where(
+                Reattribution.hit_id == hit
+            )
+
+    monkeypatch.setattr(rewriting, "_collect_again", meanwhile)
+    end = time.monotonic() + 30
+    while await site.persons() != [UUID(bytes=third)]:
+        assert time.monotonic() < end
+        await unscoped_reattribute(site.store, later(60))
+        await asyncio.sleep(0.05)
 
 
 async def test_events_that_are_still_to_come_keep_no_others_waiting(
