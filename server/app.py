@@ -134,7 +134,7 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
             await pages(scope, receive, send)
             return
         path: str = scope["path"]
-        if path.endswith(".gif") and path.count("/") == 2:
+        if path.endswith(".gif") and not path.startswith("/static/"):
             try:
                 await pixel(scope, receive, send)
             except Exception:

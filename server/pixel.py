@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from server.journal import Hit, Journal
 from server.limits import Limiter
 from server.routes import Routes
-from tenants.hits import wants_debug
+from tenants.hits import KEPT_QUERY, wants_debug
 from tenants.tokens import Route
 
 Scope = dict[str, Any]
@@ -54,8 +54,6 @@ _VISITOR = re.compile(
 # Longer ones are made up; a real browser's has 100 to 300 bytes.
 _USER_AGENT_BYTES = 512
 _REFERRER_BYTES = 2048
-# Twice what the protocol accepts: enough to show a query that was too long, too little to fill the disk with.
-_QUERY_BYTES = 16_384
 # A tenant's rate is at least one a second, so within a second there is a token again.
 _RETRY_LIMITED = b"1"
 _RETRY_UNAVAILABLE = b"10"
@@ -164,8 +162,9 @@ class Pixel:
                 is_new = True
                 extra.append((b"set-cookie", set_cookie))
             network = self._network(scope["client"], forwarded)
-        query: bytes = scope["query_string"][:_QUERY_BYTES]
+        query: bytes = scope["query_string"]
         debug = wants_debug(query)
+        query = query[:KEPT_QUERY]
 
         if method == "HEAD":
             await self._gif(send, method, 200, extra)

@@ -19,6 +19,8 @@ from tenants.currencies import MINOR_UNITS
 Category = Literal["event", "revenue"]
 
 MAX_QUERY = 8_000
+# Enough of a longer one to show, too little to fill the disk with.
+KEPT_QUERY = 16_384
 MAX_EVENT_TOKEN = 255
 MAX_EVENT_ID = 128
 MAX_AMOUNT = 10**15
@@ -110,7 +112,8 @@ def decode(category: Category, query: bytes, default_currency: str, privacy: boo
     several rejections apply, the first of query length, event_token, amount, currency, event_id is given.
     """
     if len(query) > MAX_QUERY:
-        detail = f"Shorten the query string to {MAX_QUERY:,} characters; it has {len(query):,}."
+        more = " or more" if len(query) >= KEPT_QUERY else ""
+        detail = f"Shorten the query string to {MAX_QUERY:,} characters; it has {len(query):,}{more}."
         return Rejection("query_too_long", detail, _scrubbed(query, privacy))
     sent = _parameters(query)
 
@@ -132,7 +135,8 @@ def decode(category: Category, query: bytes, default_currency: str, privacy: boo
         if not raw_amount.strip():
             detail = "Add amount, a whole number in the currency's minor unit: amount=2500 for 25.00 USD."
             return Rejection("missing_amount", detail, _scrubbed(query, privacy))
-        amount = _amount(raw_amount)
+        # A space is the sign `+` that was not escaped, unless it is one that was.
+        amount = _amount(raw_amount) if raw_amount[0] != ord(" ") or sent[b"amount"].startswith(b"+") else None
         if amount is None:
             detail = (
                 "Send amount as a whole number in the currency's minor unit (2500 for 25.00 USD), "
@@ -313,7 +317,7 @@ def _object(text: bytes) -> dict[str, Any] | None:
     percent sign is in Base64's alphabet. What encodes twice does it alike each time: `+` is always a space.
     """
     for further in range(3):
-        text = text.removeprefix(_BOM).strip()
+        text = text.strip().removeprefix(_BOM).strip()
         encoded = b"%" in text
         if not encoded and not text.startswith(b"{"):
             text = _from_base64(text).removeprefix(_BOM) if further < 2 else b""

@@ -273,7 +273,10 @@ def test_an_unknown_category_is_404_without_an_image(any_app: App, category: str
 
 @pytest.mark.parametrize(
     "token",
-    ["000000000000000000000000", "abc", "0" * 23, "0" * 25, "G" * 24, "ABCDEF012345678901234567", "%00" * 24, "é" * 24],
+    [
+        *("000000000000000000000000", "abc", "0" * 23, "0" * 25, "G" * 24, "ABCDEF012345678901234567", "%00" * 24),
+        *("é" * 24, "ab/cd", "ab%2Fcd", ""),
+    ],
 )
 def test_an_unknown_or_malformed_token_is_404_without_an_image(shared: Machine, token: str) -> None:
     assert is_plain_404(shared.process.get(f"/{token}/event.gif?event_token=a"))
@@ -295,6 +298,7 @@ def test_debug_tells_what_became_of_the_hit(app: App) -> None:
 
     assert told("event_token=a") == (["recorded"], [])
     assert told("event_token=") == (["rejected; reason=missing_event_token"], [])
+    assert told("event_token=" + "x" * 20_000) == (["rejected; reason=query_too_long"], [])
     assert told("event_token=a", "revenue") == (["rejected; reason=missing_amount"], [])
     # Immediately one after the other.
     assert told("event_token=a&amount=1&event_id=order-1", "revenue") == (["recorded"], [])
@@ -304,7 +308,7 @@ def test_debug_tells_what_became_of_the_hit(app: App) -> None:
     ignored = quote('{"$a": 1, "email": "no address"}')
     assert told(f"event_token=a&params={ignored}") == (["recorded"], ["ignored_fields,invalid_email"])
     # The hits count all the same.
-    wait_until(lambda: (len(app.events()), len(app.rejections())) == (5, 2), SOON)
+    wait_until(lambda: (len(app.events()), len(app.rejections())) == (5, 3), SOON)
 
 
 def test_without_debug_nothing_is_told(any_app: App) -> None:
