@@ -65,6 +65,8 @@ _STREAMS_OF_ONE = 2
 _STREAM_SECONDS = 86_400
 _COPIED_BYTES = 65_536
 _CONNECT_SECONDS = 3
+# What was stored is gone through, however much it is.
+_MIGRATION_SECONDS = 86_400
 # The first whose projections have a granularity of their own (migrations/events/0006_lookup.sql).
 _OLDEST = (25, 12)
 # clickhouse-connect loads pandas only to see that what we hand it is none of it, and chDB pyarrow for kinds of results
@@ -340,7 +342,7 @@ class EventStore:
 
     def migrate(self) -> list[str]:
         """Apply what migrations/events holds and the store has not had yet; returns the names applied."""
-        return self._run(_migrate)
+        return self._run(_migrate, _MIGRATION_SECONDS)
 
     def pending(self) -> list[str]:
         """Names of migrations not applied yet."""

@@ -16,17 +16,13 @@ FROM events
 ARRAY JOIN JSONExtractKeysAndValuesRaw(params_text) AS property
 WHERE identified;
 
--- Of those that may have been changed, the values as their events still have them, under the version they were stored with.
+-- Of those that may have been changed, the values as their events still have them, just above the version they had.
 INSERT INTO person_properties
 SELECT
     app_id, property.1 AS field, person_id, property.2 AS value, received_at,
-    toUInt64(toUnixTimestamp64Milli(received_at)) * 1048576 + cityHash64(id) % 1048576 AS version
+    toUInt64(toUnixTimestamp64Milli(received_at)) * 1048576 + cityHash64(id) % 1048576 + 1 AS version
 FROM events
 ARRAY JOIN JSONExtractKeysAndValuesRaw(params_text) AS property
 WHERE match(params_text, '\\[|.\\{|[0-9]{16}') AND (app_id, field, person_id) IN (
     SELECT app_id, field, person_id FROM person_properties WHERE match(value, '^[\\[{]|[0-9]{16}|^null$')
-)
-SETTINGS max_execution_time = 0;
-
--- Of two rows of one version the one inserted last stays.
-OPTIMIZE TABLE person_properties FINAL SETTINGS max_execution_time = 0;
+);
