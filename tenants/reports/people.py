@@ -4,6 +4,8 @@ A page is found in two steps, so that a million people are quick: who is on it, 
 the details of those. Who was seen last, or for the first time, is nearly always in the newest events; only if not, all
 people are looked at.
 """
+# Piccolo's annotations leave type arguments open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import asyncio
 import base64
@@ -15,11 +17,13 @@ from uuid import UUID
 import msgspec
 
 from tenants.events import Queries, cursor_bytes, no_cursor
-from tenants.identifiers import Known, known, owner_of, search
+from tenants.identifiers import Known, known, owner_of, person_key, search
+from tenants.people import COLLECT
 from tenants.reports.filters import currency_of, text_for
 from tenants.reports.segments import Segment
 from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY, Parameters, masked
-from tenants.tables import App
+from tenants.rewriting import PROPERTIES
+from tenants.tables import App, Person
 
 Sort = Literal["last_seen", "first_seen", "events", "revenue"]
 
@@ -305,6 +309,7 @@ class Property(msgspec.Struct, frozen=True):
 # Hits may bring a person any number of fields; a page of people reads so many of all of theirs.
 SHOWN_PROPERTIES = 500
 _MAX_ROWS = 100_000
+_ASKED_AT_ONCE = 5_000
 
 
 async def properties(app: App, store: Queries, persons: Mapping[UUID, Sequence[UUID]]) -> dict[UUID, list[Property]]:
@@ -312,14 +317,18 @@ async def properties(app: App, store: Queries, persons: Mapping[UUID, Sequence[U
     owner = {id: person for person, ids in persons.items() for id in ids}
     if not owner:
         return {}
+    columns = "field, person_id, value, received_at, version"
+    stored = f"SELECT {columns} FROM person_properties WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}}"
+    if waiting := await _waiting(app, list(owner)):
+        brought = PROPERTIES.format(rows=f"{ONE_APP} AND person_id IN {{waiting:Array(UUID)}} AND NOT identified")
+        stored = f"{stored} UNION ALL SELECT {columns} FROM ({brought})"
     rows = await store.query(
         "SELECT field, person_id, argMax(value, version) AS value, max(version) AS newest, "
-        "toUnixTimestamp64Milli(max(received_at)) AS at FROM person_properties "
-        f"WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}} GROUP BY field, person_id "
+        f"toUnixTimestamp64Milli(max(received_at)) AS at FROM ({stored}) GROUP BY field, person_id "
         # What became of an access token is looked for among them.
         f"ORDER BY startsWith(field, 'facebook_') DESC, newest DESC LIMIT {SHOWN_PROPERTIES} BY person_id "
         f"LIMIT {_MAX_ROWS}",
-        {"app": str(app.id), "persons": [str(id) for id in owner]},
+        {"app": str(app.id), "persons": [str(id) for id in owner], "waiting": [str(id) for id in waiting]},
         app.tenant,
     )
     found: dict[UUID, dict[str, Property]] = {}
@@ -329,6 +338,15 @@ async def properties(app: App, store: Queries, persons: Mapping[UUID, Sequence[U
             at = datetime.fromtimestamp(row["at"] / 1000, UTC)
             of_person.setdefault(row["field"], Property(row["field"], row["value"], at))
     return {person: [fields[name] for name in sorted(fields)] for person, fields in found.items()}
+
+
+async def _waiting(app: App, ids: Sequence[UUID]) -> list[UUID]:
+    """Those of whom what they did as anonymous visitors is not collected yet: seconds ago they were."""
+    keys = [person_key(app.id, id) for id in ids[:_ASKED_AT_ONCE]]
+    rows = await Person.raw(
+        f"SELECT key FROM person WHERE (todo & {COLLECT}) > 0 AND key IN ({', '.join(['{}'] * len(keys))})", *keys
+    )
+    return [UUID(bytes=row["key"][16:]) for row in rows]
 
 
 def _cursor(key: int, who: int) -> str:

@@ -17,8 +17,9 @@ from tenants.events import Row, event_row
 from tenants.hits import Event, decode
 from tenants.identities import Sighting
 from tenants.people import identify, learn, told, unscoped_untold
+from tenants.reports.people import properties
 from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
-from tenants.tables import Person, Reattribution
+from tenants.tables import App, Person, Reattribution
 
 NOW = int(time.time() * 1000)
 A, B = uuid4().bytes, uuid4().bytes
@@ -120,8 +121,13 @@ async def test_what_a_visitor_did_before_is_collected(site: Site) -> None:
     await site.hit(A, '{"email":"ann@example.org","plan":"pro"}')
     ann = UUID(bytes=A)
     assert await site.properties() == {ann: {"plan": '"pro"'}}
-    await unscoped_collect(site.store, later(1))
     everything = {"plan": '"pro"', "source": '"ads"', "at": '"2024-01-01T00:00:00Z"', "n": "null"}
+    # Who asks for the person is told at once.
+    app = App(id=site.app, tenant=1, name="Site")
+    for _ in range(2):
+        shown = (await properties(app, site.store, {ann: [ann]}))[ann]
+        assert {each.field: each.value for each in shown} == everything
+        await unscoped_collect(site.store, later(1))
     assert await site.properties() == {ann: everything}
     # Once more when it is settled, for batches that were stored late; then there is nothing left to do.
     assert await site.to_do() == 1
