@@ -20,7 +20,7 @@ from tenants.facebook import Credentials
 from tenants.forgotten import ForgottenKeys, unscoped_forgotten
 from tenants.identifiers import unscoped_roots
 from tenants.identities import Sighting
-from tenants.rewriting import property_version
+from tenants.rewriting import FACEBOOK_PROPERTIES, property_version
 from tenants.secrets import SecretKey
 from tenants.tables import App, TokenState
 
@@ -230,12 +230,8 @@ async def _learn(sender: Sender, now_ms: int) -> UUID | None:
 def property_rows(sender: Sender, person: UUID) -> Sequence[Row]:
     """What became of a token as rows of person_properties; told again they are the same."""
     profile = sender.profile
-    values = {
-        "facebook_state": sender.state.value if sender.state != TokenState.WAITING else None,
-        "facebook_name": profile.name,
-        "facebook_email": profile.email,
-        "custom_audience_id": profile.audience_id,
-    }
+    state = sender.state.value if sender.state != TokenState.WAITING else None
+    values = dict(zip(FACEBOOK_PROPERTIES, (state, profile.name, profile.email, profile.audience_id), strict=True))
     version = property_version(sender.hit_id)
     return [
         (

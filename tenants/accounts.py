@@ -160,6 +160,9 @@ async def delete_tenant(tenant: Tenant) -> None:
         for app in await apps.list_apps(tenant):
             await apps.remove_app(app.id)
         members = await Membership.objects().where(Membership.tenant == tenant.id).order_by(Membership.user)
+        # Before their memberships and sessions, as whoever logs in or removes one of them.
+        for member in members:
+            await lock_user(member.user)
         await Membership.delete().where(Membership.tenant == tenant.id)
         # Those who stay need not log in again.
         await Session.update({Session.tenant: None}).where(Session.tenant == tenant.id)

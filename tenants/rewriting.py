@@ -42,6 +42,10 @@ PROPERTIES = (
 )
 
 
+# What is learnt of whoever sent an access token (server/token_resolver.py).
+FACEBOOK_PROPERTIES = ("facebook_state", "facebook_name", "facebook_email", "custom_audience_id")
+
+
 def property_version(hit: bytes) -> int:
     """The version of the properties that a hit brought, by its id of 16 bytes: what came later has a higher one.
 
@@ -181,7 +185,8 @@ async def _collect_again(store: Store, app: UUID, hits: Sequence[bytes], moved: 
     mine = f"app_id = '{app}'"
     was = ", ".join(sorted({f"'{_id(moved[hit]['was'])}'" for hit in hits}))
     versions = ", ".join(str(property_version(hit)) for hit in hits)
-    rows = f"{mine} AND person_id IN ({was}) AND version IN ({versions})"
+    # What Facebook told comes with the same version, and from no event.
+    rows = f"{mine} AND person_id IN ({was}) AND version IN ({versions}) AND field NOT IN {FACEBOOK_PROPERTIES}"
     await mutate(store, "person_properties", "DELETE", rows, versions.partition(",")[0])
     people = ", ".join(sorted({f"'{_id(moved[hit][name])}'" for hit in hits for name in ("was", "person")}))
     # Rows inserted after a mutation began are not its.

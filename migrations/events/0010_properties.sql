@@ -24,5 +24,5 @@ SELECT
 FROM events
 ARRAY JOIN JSONExtractKeysAndValuesRaw(params_text) AS property
 WHERE match(params_text, '\\[|.\\{|[0-9]{16}') AND (app_id, field, person_id) IN (
-    SELECT app_id, field, person_id FROM person_properties WHERE match(value, '^[\\[{]|[0-9]{16}|^null$')
+    SELECT app_id, field, person_id FROM person_properties WHERE match(value, '^(?:[\\[{]|-?[0-9]{16}|null$)')
 );

@@ -250,8 +250,8 @@ async def test_postgres_comes_back(migrated_postgres: str) -> None:
 async def test_no_statement_and_no_silent_machine_holds_others_for_ever(
     migrated_postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STATEMENT_SECONDS", 0.2)
-    monkeypatch.setitem(module._LIVELY, "idle_in_transaction_session_timeout", "100ms")
+    monkeypatch.setattr(module, "STATEMENT_SECONDS", 1.0)
+    monkeypatch.setitem(module._LIVELY, "idle_in_transaction_session_timeout", "500ms")
     database = Database(migrated_postgres)
     await database.start()
     with pytest.raises(TimeoutError):
@@ -260,7 +260,7 @@ async def test_no_statement_and_no_silent_machine_holds_others_for_ever(
     async def stand_still() -> None:
         async with transaction():
             await Tenant.count()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
             await Tenant.count()
 
     with pytest.raises(Exception, match=r"(?i)idle-in-transaction|closed"):
@@ -268,7 +268,7 @@ async def test_no_statement_and_no_silent_machine_holds_others_for_ever(
     # But for migrations, which take as long as they take.
     with database._patiently():
         async with transaction():
-            await Tenant.raw("SELECT pg_sleep(0.5)")
+            await Tenant.raw("SELECT pg_sleep(1.5)")
     await database.ping()
     await database.close()
 

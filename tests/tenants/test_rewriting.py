@@ -18,7 +18,7 @@ from tenants.hits import Event, decode
 from tenants.identities import Sighting
 from tenants.people import identify, learn, told, unscoped_untold
 from tenants.reports.people import properties
-from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
+from tenants.rewriting import property_version, unscoped_collect, unscoped_reattribute, unscoped_rewrite
 from tenants.tables import App, Person, Reattribution
 
 NOW = int(time.time() * 1000)
@@ -253,6 +253,17 @@ async def test_what_is_found_out_while_an_event_moves_is_not_forgotten(
         assert time.monotonic() < end
         await unscoped_reattribute(site.store, later(60))
         await asyncio.sleep(0.05)
+
+
+async def test_what_facebook_told_stays_when_the_event_moves_that_brought_the_token(site: Site) -> None:
+    hit = await site.hit(A, '{"plan":"pro"}')
+    app, at, ann = site.app.bytes, int.from_bytes(hit[:6], "big"), UUID(bytes=A)
+    row = (site.app.int, "facebook_name", ann.int, '"Ann"', at, property_version(hit))
+    await site.store.insert("person_properties", [row], secrets.token_hex(8))
+    # As when an anonymous visitor's token has told who they are.
+    await Reattribution(hit_id=hit, received_at=at, was=app + A, person=app + A, since=NOW).save()
+    await settled(site)
+    assert await site.properties() == {ann: {"facebook_name": '"Ann"', "plan": '"pro"'}}
 
 
 async def test_events_that_are_still_to_come_keep_no_others_waiting(
