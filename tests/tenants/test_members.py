@@ -22,6 +22,12 @@ async def add(tenant: Tenant, user: User, role: Role) -> None:
     await Membership(tenant=tenant.id, user=user.id, role=role).save()
 
 
+async def newcomer(tenant: Tenant, email: str) -> User:
+    """Somebody with a new account, who looks at the tenant's."""
+    _, token = await members.invite(tenant, email, "viewer", NOW)
+    return (await members.join_as_new(token, "Nora", PASSWORD, NOW))[1]
+
+
 async def roles(tenant: Tenant) -> dict[str, Role]:
     return {each.user.email: each.role for each in await members.list_members(tenant)}
 
@@ -206,8 +212,7 @@ async def test_whom_two_tenants_remove_at_once_is_removed_altogether(
     database: Database, alice: Tenant, bob: Tenant
 ) -> None:
     for number in range(8):
-        _, token = await members.invite(alice, email := f"new{number}@example.org", "viewer", NOW)
-        _, user = await members.join_as_new(token, "Nora", PASSWORD, NOW)
+        user = await newcomer(alice, email := f"new{number}@example.org")
         await add(bob, user, Role.MEMBER)
         await asyncio.gather(members.remove(alice, user.id), members.remove(bob, user.id))
         assert not await members.has_account(email), "they could neither log in nor sign up again"
@@ -217,8 +222,7 @@ async def test_who_joins_while_they_are_removed_elsewhere_belongs_there_or_is_to
     database: Database, alice: Tenant, bob: Tenant
 ) -> None:
     for number in range(8):
-        _, token = await members.invite(alice, email := f"new{number}@example.org", "viewer", NOW)
-        _, user = await members.join_as_new(token, "Nora", PASSWORD, NOW)
+        user = await newcomer(alice, email := f"new{number}@example.org")
         _, again = await members.invite(bob, email, "viewer", NOW)
         joined, _ = await asyncio.gather(
             members.join(again, user, NOW), members.remove(alice, user.id), return_exceptions=True
@@ -227,8 +231,7 @@ async def test_who_joins_while_they_are_removed_elsewhere_belongs_there_or_is_to
 
 
 async def test_who_belongs_nowhere_else_is_removed_altogether(database: Database, alice: Tenant) -> None:
-    _, token = await members.invite(alice, "new@example.org", "viewer", NOW)
-    _, user = await members.join_as_new(token, "Nora", PASSWORD, NOW)
+    user = await newcomer(alice, "new@example.org")
     session = await sessions.create(user, "", NOW)
     await members.remove(alice, user.id)
     assert await sessions.find(session, NOW) is None
