@@ -618,9 +618,9 @@ class Digester:
         if found.unknown:
             # A hit accepted by another process may be of an app made since this one last looked.
             await self._routes.refresh()
-            if not self._routes.by_app:
-                # No tenant can have deleted all apps there are: this is another database, or an emptied one.
-                raise Unavailable("the control database knows no app, but the journal holds hits of some")
+            if not self._routes.revision:
+                # The tokens of deleted apps are kept: this is another database, or an emptied one.
+                raise Unavailable("the control database never had an app, but the journal holds hits of some")
             if revision != self._routes.revision:
                 found = understand(batch.hits, self._routes.by_app, self._decode)
             if found.unknown:
@@ -772,7 +772,7 @@ class Digester:
             return
         await self._routes.refresh()
         apps = self._routes.by_app
-        if not apps:  # as in _understand: it may be the wrong database
+        if not self._routes.revision:  # as in _understand: it may be the wrong database
             return
         forgotten, deletions = await unscoped_forgotten(oldest), await unscoped_last_deletions(oldest)
 

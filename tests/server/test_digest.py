@@ -49,7 +49,7 @@ from tenants.events import COLUMNS, OUTCOMES, Row
 from tenants.hits import Category, Event, Rejection, decode
 from tenants.identifiers import owner_of
 from tenants.secrets import SecretKey
-from tenants.tables import AccessToken, Tenant, TokenSender
+from tenants.tables import AccessToken, AppToken, Tenant, TokenSender
 from tenants.tokens import Route
 
 KEY = SecretKey("a secret of at least 32 characters", "facebook")
@@ -537,6 +537,16 @@ async def test_hits_of_a_deleted_app_are_dropped_and_hold_up_nothing(shop: Shop,
     assert shop.store.events() == ["kept"]
 
 
+async def test_hits_of_the_only_app_are_dropped_when_it_is_deleted(shop: Shop, alice: Tenant) -> None:
+    shop.journal("event_token=gone")
+    for app in await apps.list_apps(alice):
+        await apps.delete_app(app)
+    await shop.routes.refresh()
+    await shop.digest()
+    assert shop.store.events() == []
+    assert not any(shop.heard.troubles)
+
+
 async def test_two_digests_of_one_journal_take_turns(shop: Shop) -> None:
     shop.journal("event_token=a")
     async with shop.digesting() as first:
@@ -875,15 +885,16 @@ async def test_a_control_database_that_hangs_is_away(shop: Shop, monkeypatch: py
 
 async def test_an_emptied_control_database_makes_hits_wait(shop: Shop, alice: Tenant) -> None:
     path = shop.journal("event_token=a")
-    app = (await apps.list_apps(alice))[0]
-    await apps.delete_app(app)
+    tokens = await AppToken.select()
+    await AppToken.delete(force=True)
     shop.routes.by_app.clear()
+    shop.routes.revision = 0
     async with shop.digesting() as digester:
         await until(lambda: len(shop.heard.troubles) >= 4)
-        assert "knows no app" in (digester.figures.trouble or "")
+        assert "never had an app" in (digester.figures.trouble or "")
         assert path.exists()
         # The database is back.
-        shop.routes.by_app[shop.app_id] = EUROS
+        await AppToken.insert(*(AppToken(**token) for token in tokens))
         await until(shop.empty)
     assert shop.store.events() == ["a"]
 
