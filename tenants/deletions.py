@@ -63,6 +63,8 @@ _KEYS_A_STATEMENT = 5_000
 _PEOPLE_AT_ONCE = 1_000
 # Everybody who writes waits meanwhile, at most ten seconds: a store that takes longer is asked again later.
 _LOCKED_SECONDS = 4.0
+# A machine's last batch stays written down for good; one that is not stored by then is of a machine that is gone.
+_UNDER_WAY = timedelta(days=2)
 _SHOWN = 1_000
 
 
@@ -133,7 +135,7 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
         # A person may be named after a cookie that is somebody else's by now.
         others = await _owned(persons)
         await forget([*identifiers, *visitors, *(key for key in persons if key not in others)], before)
-        also, was, but = await _reattributed(set(persons))
+        also, was, but = await _reattributed(app.id, set(persons))
         work = _Work(
             persons=[UUID(bytes=key[16:]) for key in persons],
             visitors=[key[16:] for key in visitors],
@@ -229,7 +231,7 @@ async def unscoped_expire_people(store: Store, now: datetime) -> int:
     failure: Exception | None = None
     for app in await App.select(App.id, App.retention_days).where(App.retention_days.is_not_null()):
         try:
-            removed += await _expire_app(store, app["id"], now - timedelta(days=app["retention_days"]))
+            removed += await _expire_app(store, app["id"], now, now - timedelta(days=app["retention_days"]))
         except Exception as error:  # whatever it is, the other apps are not to wait for it
             failure = failure or error
     if failure is not None:
@@ -237,9 +239,10 @@ async def unscoped_expire_people(store: Store, now: datetime) -> int:
     return removed
 
 
-async def _expire_app(store: Store, app_id: UUID, before: datetime) -> int:
+async def _expire_app(store: Store, app_id: UUID, now: datetime, before: datetime) -> int:
     removed, first, after = 0, app_id.bytes, (app_id.int + 1).to_bytes(16, "big")
     before_ms = int(before.timestamp() * 1000)
+    under_way_ms = int((now - _UNDER_WAY).timestamp() * 1000)
     old = (Person.known_at < before_ms) & Person.merged_into.is_null() & (Person.key < after)
     late: TimeoutError | None = None
     while rows := (
@@ -247,7 +250,7 @@ async def _expire_app(store: Store, app_id: UUID, before: datetime) -> int:
     ):
         keys = [row["key"] for row in rows]
         try:
-            removed += await _expire(store, app_id, keys, before_ms)
+            removed += await _expire(store, app_id, keys, before_ms, under_way_ms)
         except TimeoutError as error:  # perhaps these are too many in one: those after them are not
             late = error
         first = keys[-1]
@@ -257,7 +260,7 @@ async def _expire_app(store: Store, app_id: UUID, before: datetime) -> int:
     return removed
 
 
-async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int) -> int:
+async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int, under_way_ms: int) -> int:
     identifiers: list[bytes] = []
     persons = {root: [root, *merged] for root, merged in (await merged_with(roots)).items()}
     ids = [UUID(bytes=key[16:]) for keys in persons.values() for key in keys]
@@ -268,7 +271,8 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int
     async with transaction():
         await _lock_clock(app_id)
         # An event of theirs that is identified is stored before its machine identifies the next batch.
-        for batch in await IdentifiedBatch.select(IdentifiedBatch.persons):
+        under_way = IdentifiedBatch.identified_at > under_way_ms
+        for batch in await IdentifiedBatch.select(IdentifiedBatch.persons).where(under_way):
             pairs: bytes = batch["persons"]
             active.update(app_id.bytes + pairs[at + 16 : at + 32] for at in range(0, len(pairs), 32))
         # Whoever was merged meanwhile is looked at tomorrow.
@@ -555,12 +559,13 @@ async def _owned(cookies: Sequence[bytes]) -> set[bytes]:
     return owned
 
 
-async def _reattributed(persons: set[bytes]) -> tuple[list[UUID], list[UUID], list[UUID]]:
+async def _reattributed(app_id: UUID, persons: set[bytes]) -> tuple[list[UUID], list[UUID], list[UUID]]:
     """Events that are these persons' but were stored as somebody else's, as whose, and events the other way round.
 
     Of the first nothing has to be put right any more. There are rarely any: what two machines digested within seconds.
     """
-    rows = await Reattribution.select()
+    after = (app_id.int + 1).to_bytes(16, "big")
+    rows = await Reattribution.select().where(Reattribution.person >= app_id.bytes, Reattribution.person < after)
     also = [row["hit_id"] for row in rows if row["person"] in persons]
     but = [row["hit_id"] for row in rows if row["was"] in persons and row["person"] not in persons]
     if also:
