@@ -99,10 +99,13 @@ async def identify(
     if not hits:
         return []
     memory = memory or Memory()
+    # What a clock that was ahead stamped comes now: all that comes before that time would be late.
+    hits = [msgspec.structs.replace(hit, at=now_ms) if hit.at > now_ms else hit for hit in hits]
     async with transaction():
         if again and (known := await _persons_of_batch(journal, batch, hits)) is not None:
             return known
         clocks = await lock_clocks({hit.app for hit in hits})
+        clocks = {app: (min(newest, now_ms), revision) for app, (newest, revision) in clocks.items()}
         apps = memory.take(clocks)
         # Nobody can be deleted between here and the end of the transaction.
         forgotten = await unscoped_forgotten(min(hit.at for hit in hits))

@@ -19,9 +19,19 @@ from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, unscoped_
 from tenants.identities import Sighting
 from tenants.people import WINDOW_MS, Memory, identify, learn, told, unscoped_untold
 from tenants.secrets import SecretKey
-from tenants.tables import Identifier, IdentitySection, Person, Reattribution, TokenSender, Visitor, transaction
+from tenants.tables import (
+    Identifier,
+    IdentityClock,
+    IdentitySection,
+    Person,
+    Reattribution,
+    TokenSender,
+    Visitor,
+    transaction,
+)
 
 BEGAN = 1_700_000_000_000
+NOW = BEGAN + 3_600_000  # when all of it is digested
 
 # (name, hits, whose they are in the end). A hit is what it tells: u its uuid, e its email, f its fbid, c its cookie;
 # `c+` is a cookie that the browser brought from before. Hits with the same letter are the same person's.
@@ -123,7 +133,7 @@ async def digested(
 ) -> dict[bytes, bytes]:
     """The key of the person as whose each hit is stored."""
     known = [hit for hit in batch if not hit.new_visitor or hit.uuid or hit.email or hit.fbid]
-    placed = await identify(known, journal, name, False, BEGAN, memory=memory, in_order=in_order)
+    placed = await identify(known, journal, name, False, NOW, memory=memory, in_order=in_order)
     persons = {hit.hit_id: person for hit, person in zip(known, placed, strict=True)}
     return {hit.hit_id: hit.app + (persons.get(hit.hit_id) or hit.visitor) for hit in batch}
 
@@ -203,7 +213,7 @@ async def test_what_facebook_tells_is_learnt_by_whose_event_it_was(
         if number == told_at:
             token = hits[place]
             of = stored[token.hit_id][16:]
-            assert await learn(msgspec.structs.replace(token, fbid="9", new_visitor=False, of=of), BEGAN)
+            assert await learn(msgspec.structs.replace(token, fbid="9", new_visitor=False, of=of), NOW)
         stored |= await digested([hit], "journal", f"{number}", memory)
     assert told_apart(await in_the_end(stored)) == expected
     assert not await Person.exists().where(Person.size > 0, Person.known_at < BEGAN), "known since a hit"
@@ -217,7 +227,7 @@ async def test_what_was_learnt_stays_where_an_earlier_hit_turns_up(database: Dat
     for number in (0, 1, 3):
         stored |= await digested([hits[number]], "journal 0", f"{number}")
     of = stored[hits[3].hit_id][16:]
-    assert await learn(msgspec.structs.replace(hits[3], fbid="9", new_visitor=False, of=of), BEGAN)
+    assert await learn(msgspec.structs.replace(hits[3], fbid="9", new_visitor=False, of=of), NOW)
     for number in (2, 4, 5):
         stored |= await digested([hits[number]], "journal 1", f"{number}")
     assert told_apart(await in_the_end(stored)) == "abcbbb"
@@ -233,10 +243,10 @@ async def test_a_token_is_whose_hit_it_is_once_an_earlier_one_turned_up(database
         hit = hits[2]
         token = WaitingToken(UUID(bytes=hit.app), "T", hit.hit_id, hit.at, hit.visitor, person=stored[hit.hit_id][16:])
         if kept_first:
-            await keep(key, [token], BEGAN)
+            await keep(key, [token], NOW)
         stored |= await digested([hits[1]], "journal 1", "1")
         if not kept_first:
-            await keep(key, [token], BEGAN)
+            await keep(key, [token], NOW)
         persons = await in_the_end(stored)
         assert told_apart(persons) == "abb"
         (sender,) = await TokenSender.select().where(TokenSender.hit_id == hit.hit_id)
@@ -321,27 +331,27 @@ async def test_a_batch_done_again_has_the_persons_it_had(database: Database) -> 
     """Also where others went on meanwhile, and it would be placed last."""
     del database
     hits = sightings("eann cA / cA / ebob cA / cA")
-    first = await identify(hits[:2], "one", "batch", False, BEGAN)
-    await identify(hits[2:], "two", "other batch", False, BEGAN)
+    first = await identify(hits[:2], "one", "batch", False, NOW)
+    await identify(hits[2:], "two", "other batch", False, NOW)
     known: int = await Person.count()  # pyright: ignore[reportUnknownVariableType]
-    assert await identify(hits[:2], "one", "batch", True, BEGAN) == first
-    others = await identify(hits[2:], "two", "other batch", True, BEGAN)
-    assert await identify(hits[3:], "two", "other batch", True, BEGAN) == others[1:]
+    assert await identify(hits[:2], "one", "batch", True, NOW) == first
+    others = await identify(hits[2:], "two", "other batch", True, NOW)
+    assert await identify(hits[3:], "two", "other batch", True, NOW) == others[1:]
     assert await Person.count() == known
     # It was begun, but never came so far.
     hits = sightings("ecat cA / cA")
-    assert len(set(await identify(hits, "one", "next batch", True, BEGAN))) == 1
+    assert len(set(await identify(hits, "one", "next batch", True, NOW))) == 1
 
 
 async def test_a_batch_done_again_after_its_visitors_events_were_rewritten(database: Database) -> None:
     """What it did before it was known is no longer looked for: it is stored as whose it turned out to be."""
     del database
     first, *hits = sightings("eann cA / cB / eann cB")
-    (ann,) = await identify([first], "one", "before", False, BEGAN)
-    assert await identify(hits, "one", "batch", False, BEGAN) == [b"", ann]
-    assert await identify(hits, "one", "batch", True, BEGAN) == [b"", ann]
+    (ann,) = await identify([first], "one", "before", False, NOW)
+    assert await identify(hits, "one", "batch", False, NOW) == [b"", ann]
+    assert await identify(hits, "one", "batch", True, NOW) == [b"", ann]
     await Person.update({Person.todo: 0}, force=True)
-    assert await identify(hits, "one", "batch", True, BEGAN) == [ann, ann]
+    assert await identify(hits, "one", "batch", True, NOW) == [ann, ann]
 
 
 async def test_what_comes_much_later_is_placed_last(database: Database) -> None:
@@ -357,6 +367,31 @@ async def test_what_comes_much_later_is_placed_last(database: Database) -> None:
     assert cookie is not None
     assert owner is not None
     assert cookie.person == owner.person
+
+
+async def test_a_clock_that_was_ahead_makes_nothing_late(database: Database) -> None:
+    del database
+    hits = sightings("eann cA / ebob cB / ecat cC")
+    hits[0].at = NOW + 86_400_000
+    app = UUID(bytes=hits[0].app)
+    known_at: list[int] = []
+    for number, hit in enumerate(hits):
+        (person,) = await identify([hit], "one", str(number), False, NOW)
+        row = await Person.objects().where(Person.key == app.bytes + person).first()
+        assert row is not None
+        known_at.append(row.known_at)
+    assert known_at == [NOW, NOW + 1, NOW + 1], "late ones come last"
+    # An hour on, what was late then is long over.
+    (later,) = sightings("edan cD")
+    later.app, later.at = hits[0].app, NOW + 3_600_000
+    (person,) = await identify([later], "one", "later", False, NOW + 3_600_001)
+    assert await Person.exists().where(Person.key == app.bytes + person, Person.known_at == NOW + 3_600_000)
+    # Also where the clock was ahead before this was looked at.
+    await IdentityClock.update({IdentityClock.newest: NOW + 10**12}).where(IdentityClock.app == app.bytes)
+    (last,) = sightings("eeve cE")
+    last.app, last.at = hits[0].app, NOW + 7_200_000
+    (person,) = await identify([last], "one", "last", False, NOW + 7_200_001)
+    assert await Person.exists().where(Person.key == app.bytes + person, Person.known_at == NOW + 7_200_000)
 
 
 async def test_an_event_that_moves_twice_was_stored_as_whose_it_was_first(database: Database) -> None:
