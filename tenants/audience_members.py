@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 
+from tenants.events import Queries
 from tenants.identifiers import Known, known
 from tenants.reports.segments import Segment
 from tenants.reports.sql import ONE_APP, PERSON, PERSON_ID, SOMEBODY
@@ -69,20 +70,20 @@ async def people_of(app: App, store: Store, segment: Segment) -> bytes | None:
     """
     if not segment:
         return None
-    query, parameters = segment.sql("s")
-    stream = await store.stream(
-        # Who they are by now, so that a run that goes on later finds them in the same place.
-        f"SELECT any({PERSON_ID}) FROM events WHERE {ONE_APP} AND {SOMEBODY} AND {PERSON} IN ({query}) "
-        # Of anonymous visitors there may be a hundred for each, and nothing that Meta can match.
-        f"GROUP BY {PERSON} HAVING max(identified)",
-        {"app": str(app.id), **parameters},
-        "RowBinary",
-        {},
-        app.tenant,
-    )
+    sql, parameters = _matching(app, segment)
+    stream = await store.stream(sql, parameters, "RowBinary", {}, app.tenant)
     data = b"".join([chunk async for chunk in stream])
     # In a thread: of a million it takes a second.
     return await asyncio.to_thread(_sorted_ids, data)
+
+
+def _matching(app: App, segment: Segment) -> tuple[str, dict[str, Any]]:
+    """A query of the ids of a segment's known people, and its parameters."""
+    query, parameters = segment.sql("s")
+    # Who they are by now, so that a run that goes on later finds them in the same place.
+    sql = f"SELECT any({PERSON_ID}) AS id FROM events WHERE {ONE_APP} AND {SOMEBODY} AND {PERSON} IN ({query}) "
+    # Of anonymous visitors there may be a hundred for each, and nothing that Meta can match.
+    return f"{sql} GROUP BY {PERSON} HAVING max(identified)", {"app": str(app.id), **parameters}
 
 
 def _sorted_ids(data: bytes) -> bytes:
@@ -98,6 +99,15 @@ async def count_people(app: App, people: bytes | None) -> int:
     return await Person.count().where(
         Person.key > app.id.bytes, Person.key < _end(app), Person.merged_into.is_null(), Person.size > 0
     )
+
+
+async def count_matching(app: App, store: Queries, segment: Segment) -> int:
+    """How many known people a segment has; Meta may be able to match fewer. Raises Busy, Unavailable."""
+    if not segment:
+        return await count_people(app, None)
+    sql, parameters = _matching(app, segment)
+    (row,) = await store.query(f"SELECT count() AS people FROM ({sql})", parameters, app.tenant)
+    return row["people"]
 
 
 async def members(app: App, store: Store, people: bytes | None, after: bytes = b"") -> AsyncIterator[Member]:

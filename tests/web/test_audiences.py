@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -195,13 +196,41 @@ async def test_the_people_of_a_list_are_downloaded_without_an_audience(
     assert (await member.get(f"/apps/{shop.id}/audiences/download?did.0=x")).status_code == 400
 
 
+async def test_how_many_people_an_audience_has_is_said_before_it_is_pushed(
+    member: httpx.AsyncClient, event_store: EventStore, shop: App
+) -> None:
+    for number in (1, 2, 3):
+        person = UUID(int=number)
+        await know(shop, person, email=f"n{number}@example.org")
+        await did(event_store, shop, person, *["purchase"] * number)
+
+    async def counted(**conditions: str) -> str:
+        made = await member.post(f"/apps/{shop.id}/audiences/new", data=FORM | conditions)
+        address = f"{made.headers['location']}/count"
+        assert address in (await member.get(made.headers["location"])).text
+        return " ".join(re.sub("<[^>]*>", "", (await member.get(address)).text).split())
+
+    assert await counted() == "3 known people now"
+    assert await counted(kind="did", what="purchase", value="2") == "2 known people now"
+    assert await counted(kind="did", what="purchase", value="3") == "1 known person now"
+    assert await counted(kind="did", what="purchse", value="1") == (
+        "0 known people now: check the names in the conditions"
+    )
+
+
 @pytest.mark.parametrize(
     ("form", "says"),
     [
         ({"name": ""}, "A name has 1 to 100 characters."),
         ({"audience_id": "act_1"}, "An audience ID is a number"),
         ({"audience_token": "short"}, "An access token has letters and digits"),
-        ({"kind": "did", "what": "", "value": "3"}, "Condition 1: An event token"),
+        ({"kind": "did", "what": "", "value": "3"}, "Condition 1: Name the event."),
+        # Half a condition is none that can be left out: of everybody else nobody spoke.
+        ({"kind": "did", "what": "", "value": ""}, "Condition 1: Name the event."),
+        ({"kind": ["did", "person"], "what": ["x", " "], "value": ["1", ""]}, "Condition 2: Name the property."),
+        ({"kind": "person", "what": "plan", "value": ""}, "Condition 1: Say what the property is."),
+        ({"kind": "revenue", "what": "", "value": ""}, "Condition 1: Name the currency"),
+        ({"kind": "revenue", "what": "EUR", "value": ""}, "Condition 1: Say more than how much"),
         ({"kind": "did", "what": "x", "value": "often"}, "Condition 1: How often"),
         ({"kind": "revenue", "what": "XYZ", "value": "1"}, "Condition 1: A currency is"),
         ({"kind": "revenue", "what": "EUR", "value": "-1"}, "Condition 1: An amount is"),
@@ -213,9 +242,13 @@ async def test_the_people_of_a_list_are_downloaded_without_an_audience(
 async def test_what_is_no_audience_comes_back_with_what_is_wrong(
     member: httpx.AsyncClient, shop: App, form: dict[str, Any], says: str
 ) -> None:
+    kinds = form.get("kind", "")
+    kind = kinds if isinstance(kinds, str) else kinds[-1]
     reply = await member.post(f"/apps/{shop.id}/audiences/new", data=FORM | form)
     assert reply.status_code == 422
     assert says in reply.text
+    # What was chosen is still there.
+    assert kind == "evil" or f'<option value="{kind}" selected>' in reply.text
     assert TOKEN not in reply.text
     assert not await Audience.exists()
 

@@ -12,7 +12,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from tenants import audiences
-from tenants.audience_members import members, people_of, upload_form
+from tenants.audience_members import count_matching, members, people_of, upload_form
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import Busy, InvalidValue
 from tenants.facebook import facebook_app_id
@@ -40,6 +40,7 @@ KINDS = (
     ("revenue", "brought more than"),
     ("person", "has the property"),
 )
+_NAMED = {"did": "Name the event.", "revenue": "Name the currency, such as EUR.", "person": "Name the property."}
 # Empty rows of a form, for conditions to come.
 _MORE_ROWS = 2
 
@@ -69,7 +70,7 @@ def _typed_rows(form: FormMultiDict) -> list[ConditionRow]:
     columns = [[str(value) for value in form.getall(name, [])] for name in ("kind", "what", "value")]
     rows = [ConditionRow(*(value.strip() for value in row)) for row in zip(*columns, strict=False)]
     # One without a kind was taken away: what its hidden fields still hold does not count.
-    return [row for row in rows if row.kind and (row.what or row.value)][:MAX_CONDITIONS]
+    return [row for row in rows if row.kind][:MAX_CONDITIONS]
 
 
 def _segment(rows: Sequence[ConditionRow]) -> Segment:
@@ -84,14 +85,21 @@ def _segment(rows: Sequence[ConditionRow]) -> Segment:
 
 
 def _condition(row: ConditionRow) -> Condition:
+    # Half a condition left out would be an audience of everybody, or of many more than were meant.
+    if not row.what and row.kind in _NAMED:
+        raise InvalidValue("what", _NAMED[row.kind])
     if row.kind == "did":
         return did(row.what, row.value or "1")
     if row.kind == "revenue":
         currency = row.what.upper()
         if currency not in MINOR_UNITS:
             raise InvalidValue("currency", "A currency is an ISO 4217 code such as EUR.")
-        return earned(currency, str(read_money(row.value or "0", currency)))
+        if not row.value:
+            raise InvalidValue("value", "Say more than how much; 0 is everybody who brought anything.")
+        return earned(currency, str(read_money(row.value, currency)))
     if row.kind == "person":
+        if not row.value:
+            raise InvalidValue("value", "Say what the property is.")
         return is_(f"person.{row.what}{'.' * row.what.endswith('!')}", row.value)
     raise InvalidValue("kind", "Choose what it is about.")
 
@@ -177,6 +185,15 @@ async def page(request: AnyRequest, viewer: Viewer, app: OurApp, audience_id: Fr
     """One audience and its runs."""
     del viewer
     return await _page(request, app, audience_id, "audiences/page.html")
+
+
+@get("/apps/{app_id:str}/audiences/{audience_id:int}/count")
+async def count_panel(request: AnyRequest, viewer: Viewer, app: OurApp, audience_id: FromPath[int]) -> Response[bytes]:
+    """How many people it has by now: to be seen before a push, and too slow for the page itself."""
+    del viewer
+    audience = await audiences.find(app, audience_id)
+    counted = await count_matching(app, request.app.state.event_store, audiences.segment_kept(audience))
+    return await render(request, "audiences/_count.html", app=app, audience=audience, counted=counted)
 
 
 @get("/apps/{app_id:str}/audiences/{audience_id:int}/runs")
@@ -296,6 +313,7 @@ handlers = [
     new_page,
     create,
     page,
+    count_panel,
     runs_panel,
     change_page,
     change,
