@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from tenants import access_tokens
+from tenants.events import Queries
+from tenants.reports.sql import ONE_APP
 from tenants.tables import (
     App,
     Deletion,
@@ -102,6 +104,26 @@ async def unscoped_forget_queries(store: Store, now: datetime) -> None:
 def kept_since(days: int, now: datetime) -> datetime:
     """From when on events are there that are kept for so many days: from a midnight of UTC."""
     return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days)
+
+
+class TooOld(NamedTuple):
+    """Events of before `since`, which an app would not keep any more; of none `first` is 1970."""
+
+    events: int
+    first: datetime
+    since: datetime
+
+
+async def too_old(app: App, store: Queries, days: int, now: datetime) -> TooOld:
+    """What would go, were the app's events kept for so many days. Raises Busy, Unavailable."""
+    since = kept_since(days, now)
+    (row,) = await store.query(
+        f"SELECT count() AS events, min(received_at) AS first FROM events WHERE {ONE_APP} "
+        f"AND received_at < fromUnixTimestamp64Milli({int(since.timestamp())}000, 'UTC')",
+        {"app": str(app.id)},
+        app.tenant,
+    )
+    return TooOld(row["events"], row["first"], since)
 
 
 async def unscoped_expire(store: Store, now: datetime) -> None:

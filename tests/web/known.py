@@ -14,11 +14,17 @@ from tenants.tables import App, Identifier, Person
 
 
 async def did(
-    store: EventStore, app: App, person: UUID, *tokens: str, identified: bool = True, **values: object
+    store: EventStore,
+    app: App,
+    person: UUID,
+    *tokens: str,
+    identified: bool = True,
+    days_ago: int = 0,
+    **values: object,
 ) -> None:
     """Events of a person with these values, the newest a few seconds ago, a second apart; `buy:2500` is revenue."""
     # Reports are about times until the second that is running.
-    now = int(time.time() * 1000) - 3_000
+    now = int(time.time() * 1000) - 3_000 - days_ago * 86_400_000
     rows: list[Row] = []
     for number, each in enumerate(reversed(tokens)):
         token, _, amount = each.partition(":")

@@ -7,7 +7,9 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from known import did
 
+from server.event_store import EventStore
 from tenants import apps, tokens
 from tenants.tables import App, AppToken, Erasure, Tenant
 
@@ -98,6 +100,39 @@ async def test_settings_are_changed(owner: httpx.AsyncClient, alice: Tenant, sho
         False,
     )
     assert "Saved." in (await owner.get(address)).text
+
+
+async def test_shortening_how_long_events_are_kept_says_what_goes_and_asks(
+    owner: httpx.AsyncClient, event_store: EventStore, shop: App
+) -> None:
+    for days in (1, 70, 100):
+        await did(event_store, shop, uuid4(), "view", days_ago=days)
+    address = f"/apps/{shop.id}/settings"
+    form = {"name": "Shop & <Co>", "currency": "USD", "timezone": "UTC", "retention_days": "30"}
+
+    async def kept() -> int | None:
+        found = await App.objects().get(App.id == shop.id)
+        assert found is not None
+        return found.retention_days
+
+    page = await owner.post(address, data=form)
+    assert page.status_code == 200
+    assert '<strong><span class="number">2</span> events</strong>' in page.text
+    assert "for ever" in page.text
+    for value in ("Shop &amp; &lt;Co&gt;", "USD", "UTC", "30"):
+        assert f'value="{value}"' in page.text, "sent once more"
+    assert await kept() is None
+    # What was confirmed is another number.
+    assert (await owner.post(address, data=form | {"confirmed": "300"})).status_code == 200
+    assert await kept() is None
+    assert (await owner.post(address, data=form | {"confirmed": "30"})).status_code == 303
+    assert await kept() == 30
+    # Longer, the same, and where nothing goes, it is just saved.
+    for days in (60, 60, 400, 101):
+        assert (await owner.post(address, data=form | {"retention_days": str(days)})).status_code == 303
+        assert await kept() == days
+    assert (await owner.post(address, data=form | {"retention_days": ""})).status_code == 303
+    assert await kept() is None
 
 
 async def test_an_older_name_of_a_time_zone_is_kept(owner: httpx.AsyncClient, shop: App) -> None:

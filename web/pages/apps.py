@@ -13,6 +13,7 @@ from litestar.params import FromPath
 from tenants import apps, tokens
 from tenants.currencies import MINOR_UNITS
 from tenants.deletions import list_deletions
+from tenants.erasures import TooOld, too_old
 from tenants.errors import InvalidValue, Unavailable
 from tenants.reports.overview import Glance, overview
 from tenants.reports.period import MAX_DAYS
@@ -33,7 +34,7 @@ _OVERLAP = "168"
 
 NOTICES.update(
     {
-        "app-saved": "Saved. It counts for hits from now on.",
+        "app-saved": "Saved.",
         "app-deleted": "The app is deleted. What it collected goes within minutes.",
         "issued": "A new token is there. The others go on working.",
         "rotated": "A new token is there: change your snippets to it. The others end as you chose.",
@@ -149,21 +150,35 @@ async def settings_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
 
 @post("/apps/{app_id:str}/settings")
 async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
-    """Keep what the form says."""
+    """Keep what the form says; asks once more where events go by it."""
     form = await request.form()
     try:
+        days = apps.retention_of(text(form, "retention_days"))
+        if (
+            days != "ever"
+            and days < (app.retention_days or apps.MAX_RETENTION_DAYS + 1)
+            and text(form, "confirmed") != str(days)
+            and (going := await too_old(app, request.app.state.event_store, days, datetime.now(UTC))).events
+        ):
+            return await _retention_page(request, app, _typed(form), days, going)
         await apps.change_app(
             app,
             name=text(form, "name"),
             currency=text(form, "currency"),
             timezone=text(form, "timezone"),
             honour_privacy_signals=text(form, "honour_privacy_signals") == "1",
-            retention_days=apps.retention_of(text(form, "retention_days")),
+            retention_days=days,
         )
     except InvalidValue as error:
         # With the name that the app still has.
         return await settings_of(request, await apps.find_app(member.tenant, str(app.id)), form, error)
     return go(f"/apps/{app.id}/settings", "app-saved")
+
+
+async def _retention_page(
+    request: AnyRequest, app: App, typed: dict[str, str], days: int, going: TooOld
+) -> Response[bytes]:
+    return await render(request, "apps/retention.html", app=app, tab="settings", typed=typed, days=days, going=going)
 
 
 @post("/apps/{app_id:str}/tokens")
