@@ -5,7 +5,7 @@ So a link, the back button and a reload all mean the same. Addresses are built h
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -28,6 +28,8 @@ PERIODS: dict[Name, str] = {
     "custom": "Chosen days",
 }
 _EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}
+# What people call identifiers, which are no values of events.
+_OF_PEOPLE = ("email", "e-mail", "uuid", "fbid")
 _NO_HOURS = ("hour", "retention")
 
 
@@ -69,6 +71,11 @@ class View(msgspec.Struct, frozen=True):
     def only(self, field: str, value: str | None) -> str:
         """The address of this page with one more filter."""
         return self.link(self.filters.with_(field, value))
+
+    @property
+    def without_filters(self) -> str:
+        """The address of this page without filters."""
+        return self.link(Filters())
 
     def panel(self, name: str, **more: str) -> str:
         """The address of a panel of this view."""
@@ -203,6 +210,10 @@ def filterable(typed: str) -> str:
     """The field that people mean by `plan` (a custom value) or `person.plan` (a property). Raises InvalidValue."""
     # A name that begins or ends with a space is one all the same; by hand nobody types the whole of it.
     typed = typed if typed.startswith("params.") else typed.strip()
+    if typed.lower() in _OF_PEOPLE:
+        raise InvalidValue(
+            "add_field", "Who somebody is cannot be filtered by here: look for them on the page of people."
+        )
     known = typed in COLUMNS or typed.startswith(("params.", "person."))
     return field_of(typed if known else f"params.{typed}", "add_field")
 
@@ -255,8 +266,3 @@ def bucket_label(at: datetime, interval: Interval) -> tuple[str, str]:
     if interval == "week":
         return f"Week of {at.day} {at:%b %Y}", f"{at.day} {at:%b}"
     return f"{at:%B %Y}", f"{at:%b %Y}"
-
-
-def panel_context(view: View, **more: Any) -> dict[str, Any]:
-    """What every panel's template has."""
-    return {"view": view, "app": view.app, "whole": view.whole, **more}

@@ -135,6 +135,7 @@ async def test_a_wrong_password_and_an_unknown_mailbox_look_the_same(anonymous: 
     assert known.status_code == unknown.status_code == 422
     assert 'value="ann@example.org"' in known.text
     assert "The e-mail address or the password is wrong." in known.text
+    assert "Forgotten your password?" in known.text
     assert known.text.replace("ann@example.org", "bob@example.org") == unknown.text
     assert "wrong password" not in known.text
     assert "session" not in anonymous.cookies

@@ -180,6 +180,7 @@ async def test_a_filter_is_added_by_a_form_and_stands_in_the_address(owner: http
         ("period=custom&from=2026-13-01", "This shows the last 30 days"),
         ("currency=EURO", "A filter was left out"),
         ("add_field=a..b&add_value=x", "The filter was not added"),
+        ("add_field=Email&add_value=ann%40example.org", "look for them on the page of people"),
     ],
 )
 async def test_an_address_that_cannot_be_is_said_and_shows_something(
@@ -546,8 +547,11 @@ async def test_rejected_hits_of_long_ago_are_not_denied(
     await hits(event_store, shop, [sold("25.00"), sold("x")], ago=50 * 86_400)
     await event_store.change("DELETE FROM rejections WHERE app_id = {app:UUID}", {"app": str(shop.id)})
     today = datetime.now(UTC).date()
+    made = datetime.now(UTC) - timedelta(days=70)
+    await App.update({App.created_at: made}).where(App.id == shop.id)
     panels = f"/apps/{shop.id}/panels"
     for first, last, said in (
+        (90, 80, "there were no hits before"),
         (60, 40, "Rejected hits of this time are not kept any more"),
         (60, 0, "Those from before are not kept any more"),
         (5, 0, "No hit was rejected in this time"),
@@ -576,6 +580,31 @@ async def test_rejected_hits_are_compared_and_filtered_by_category(
     both = (await owner.get(f"{page}&category=revenue&params.plan=pro")).text
     assert "missing_event_token" not in both
     assert "Of the filters only the category applies here" in both
+
+
+@pytest.mark.parametrize("panel", ["chart", "tokens", "breakdown", "revenue", "revenue-by", "orders", "retention"])
+async def test_filters_that_match_nothing_can_be_removed_where_it_shows(
+    owner: httpx.AsyncClient, busy_shop: App, panel: str
+) -> None:
+    page = "revenue" if panel in ("revenue", "revenue-by", "orders") else "retention" if panel == "retention" else ""
+    address = f"/apps/{busy_shop.id}/panels/{panel}?period=7d&page={page}&params.plan="
+    empty = (await owner.get(f"{address}no%20such")).text
+    without = f"/apps/{busy_shop.id}{'/' * bool(page)}{page}?period=7d"
+    assert f'in this time with these filters. <a href="{without}">Remove the filters</a>' in empty
+    assert "snippet generator" not in empty
+    assert "Remove the filters" not in (await owner.get(f"{address}pro")).text
+
+
+@pytest.mark.parametrize(
+    ("panel", "field", "said"),
+    [("breakdown", "person.plan", True), ("breakdown", "params.plan", False), ("revenue-by", "person.plan", True)],
+)
+async def test_what_a_property_cannot_compare_is_said(
+    owner: httpx.AsyncClient, busy_shop: App, panel: str, field: str, said: bool
+) -> None:
+    shown = await owner.get(f"/apps/{busy_shop.id}/panels/{panel}?period=7d&field={field}")
+    assert "<table" in shown.text
+    assert ("Only people who told who they are have properties" in shown.text) == said
 
 
 async def test_nothing_sold_in_a_currency_is_said(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:
