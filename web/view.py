@@ -20,11 +20,14 @@ from web.guards import AnyRequest
 
 PERIODS: dict[Name, str] = {
     "today": "Today",
+    "yesterday": "Yesterday",
     "24h": "Last 24 hours",
     "7d": "Last 7 days",
     "30d": "Last 30 days",
     "90d": "Last 90 days",
+    "365d": "Last 365 days",
     "month": "This month",
+    "last_month": "Last month",
     "custom": "Chosen days",
 }
 _EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}

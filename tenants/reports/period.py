@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from tenants.errors import InvalidValue
 
-Name = Literal["today", "24h", "7d", "30d", "90d", "month", "custom"]
+Name = Literal["today", "yesterday", "24h", "7d", "30d", "90d", "365d", "month", "last_month", "custom"]
 Interval = Literal["hour", "day", "week", "month"]
 NAMES: tuple[Name, ...] = get_args(Name)
 INTERVALS: tuple[Interval, ...] = get_args(Interval)
@@ -27,7 +27,7 @@ MAX_DAYS = 3_660
 EARLIEST = date(2000, 1, 1)
 
 # How many days, today included.
-_DAYS = {"today": 1, "7d": 7, "30d": 30, "90d": 90}
+_DAYS = {"today": 1, "7d": 7, "30d": 30, "90d": 90, "365d": 365}
 _HOURS = 24
 # The finest interval with a readable number of points: hours for two days, days for a quarter, weeks for a year.
 _FINEST: tuple[tuple[int, Interval], ...] = ((2, "hour"), (92, "day"), (400, "week"))
@@ -40,8 +40,8 @@ _DAY = timedelta(days=1)
 class Period:
     """From `start` until before `end`, both in the app's time zone; a running period ends now.
 
-    "7d" is today and the 6 days before it, "24h" the running hour and the 23 before it. `asked` is the interval that
-    was asked for, None where it was left to us.
+    "7d" is today and the 6 days before it, "24h" the running hour and the 23 before it, "month" the running one.
+    `asked` is the interval that was asked for, None where it was left to us.
     """
 
     name: Name
@@ -78,12 +78,11 @@ class Period:
                 *(_local(at.astimezone(UTC) - _HOURS * _HOUR, self.zone) for at in (self.start, self.end))
             )
         first, end = self.start.date(), self.end.replace(tzinfo=None)
-        if self.name == "month":
+        if self.name in ("month", "last_month"):
             earlier = (first - _DAY).replace(day=1)
-            wall = min(
-                datetime.combine(earlier, time()) + (end - datetime.combine(first, time())),
-                datetime.combine(first, time()),
-            )
+            wall = datetime.combine(first, time())
+            if self.name == "month":
+                wall = min(datetime.combine(earlier, time()) + (end - wall), wall)
         else:
             days = (self.last - first).days + 1
             earlier = first - days * _DAY
@@ -138,6 +137,13 @@ def period_of(values: Mapping[str, str], timezone: str, now: datetime) -> Period
         )
     elif name == "month":
         start, end = start_of_day(today.replace(day=1), zone), now
+    elif name == "last_month":
+        first = today.replace(day=1)
+        start, end = start_of_day((first - _DAY).replace(day=1), zone), start_of_day(first, zone)
+    elif name == "yesterday":
+        end = start_of_day(today, zone)
+        # Not the day before by its number, which clocks may have skipped.
+        start = start_of_day(_last_day(end), zone)
     else:
         start, end = start_of_day(today - (_DAYS[name] - 1) * _DAY, zone), now
     return Period(name, start, end, _interval(start, end, asked), asked)

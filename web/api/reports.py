@@ -55,8 +55,9 @@ def provide_period(
     period: Annotated[
         str | None,
         Parameter(
-            description="24h is the running hour and the 23 before it; 7d, 30d and 90d are today and the days before; "
-            "month is this calendar month so far; custom goes by from and to. Without any of them it is 30d.",
+            description="24h is the running hour and the 23 before it; 7d, 30d, 90d and 365d are today and the days "
+            "before; month is this calendar month so far, last_month the one before; "
+            "custom goes by from and to. Without any of them it is 30d.",
             schema_extra={"enum": NAMES},
         ),
     ] = None,

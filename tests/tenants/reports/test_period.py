@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenants.errors import InvalidValue
-from tenants.reports.period import MAX_BUCKETS, Period, period_of, start_of_day
+from tenants.reports.period import MAX_BUCKETS, NAMES, Period, period_of, start_of_day
 
 # A Tuesday, 10:30 in Berlin.
 NOW = datetime(2026, 11, 24, 9, 30, 12, 345_678, tzinfo=UTC)
@@ -33,6 +33,9 @@ def asked(values: str, zone: str = "Europe/Berlin", now: datetime = NOW) -> Peri
         ("", "2026-10-26", "now", "day", 30, "2026-09-26", "2026-10-25 10:30:12"),
         ("period=90d", "2026-08-27", "now", "day", 90, "2026-05-29", "2026-08-26 10:30:12"),
         ("period=month", "2026-11-01", "now", "day", 24, "2026-10-01", "2026-10-24 10:30:12"),
+        ("period=yesterday", "2026-11-23", "2026-11-24", "hour", 24, "2026-11-22", "2026-11-23"),
+        ("period=365d", "2025-11-25", "now", "week", 53, "2024-11-25", "2025-11-24 10:30:12"),
+        ("period=last_month", "2026-10-01", "2026-11-01", "day", 31, "2026-09-01", "2026-10-01"),
         ("from=2026-11-01&to=2026-11-02", "2026-11-01", "2026-11-03", "hour", 48, "2026-10-30", "2026-11-01"),
         ("from=2026-11-10", "2026-11-10", "now", "day", 15, "2026-10-26", "2026-11-09 10:30:12"),
         ("from=2026-11-10&to=2030-01-01", "2026-11-10", "now", "day", 15, "2026-10-26", "2026-11-09 10:30:12"),
@@ -71,7 +74,7 @@ def test_a_month_is_compared_with_the_one_before_it_up_to_the_same_day(now: str,
     assert (found.before.start, found.before.end) == (at(before), at(before_end))
 
 
-@pytest.mark.parametrize("name", ["today", "24h", "7d", "30d", "90d", "month", "custom"])
+@pytest.mark.parametrize("name", ["today", "24h", "7d", "30d", "90d", "365d", "month", "custom"])
 def test_at_midnight_the_day_has_begun(name: str) -> None:
     midnight = at("2026-11-24")
     found = asked(f"period={name}&from=2026-11-20", now=midnight)
@@ -171,6 +174,17 @@ def test_a_day_that_clocks_skip_is_none() -> None:
     assert skipped.start.astimezone(UTC) == skipped.end.astimezone(UTC)
 
 
+def test_yesterday_is_the_day_before_it_that_there_was() -> None:
+    found = asked("period=yesterday", "Pacific/Apia", at("2011-12-31 08:00", "Pacific/Apia"))
+    assert (found.first, found.last) == (date(2011, 12, 29), date(2011, 12, 29))
+
+
+def test_last_month_is_whole_whatever_the_day() -> None:
+    found = asked("period=last_month", now=at("2027-01-31 23:00"))
+    assert (found.first, found.last) == (date(2026, 12, 1), date(2026, 12, 31))
+    assert (found.before.first, found.before.last) == (date(2026, 11, 1), date(2026, 11, 30))
+
+
 def test_weeks_begin_on_monday_and_the_first_one_with_the_period() -> None:
     found = asked("from=2026-11-05&to=2026-11-24&interval=week")
     assert [f"{bucket:%a %d %H}" for bucket in found.buckets] == ["Thu 05 00", "Mon 09 00", "Mon 16 00", "Mon 23 00"]
@@ -205,7 +219,7 @@ def test_a_finer_interval_than_can_be_shown_becomes_a_coarser_one(interval: str)
 @given(
     zone=st.sampled_from(sorted(available_timezones())),
     now=st.integers(978_307_200, 2_145_830_400).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
-    name=st.sampled_from(["today", "24h", "7d", "30d", "90d", "month", "custom"]),
+    name=st.sampled_from(NAMES),
     days=st.integers(0, 60),
     interval=st.sampled_from(["", "hour", "day", "week", "month"]),
 )
