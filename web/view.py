@@ -33,6 +33,7 @@ PERIODS: dict[Name, str] = {
 _EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}
 # What people call identifiers, which are no values of events.
 _OF_PEOPLE = ("email", "e-mail", "uuid", "fbid")
+_COLUMN_NAMES = {"event_token": "event token", "referrer_host": "referrer", "event_id": "event id"}
 _NO_HOURS = ("hour", "retention")
 
 
@@ -234,7 +235,7 @@ def named(field: str) -> str:
     """What people call a field: `plan`, `event token`, `the person's plan`."""
     if field.startswith("person."):
         return f"the person's {field.removeprefix('person.')}"
-    return "event token" if field == "event_token" else short(field)
+    return _COLUMN_NAMES.get(field) or short(field)
 
 
 def in_words(condition: Condition) -> str:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 # The columns of `events` that people filter and break down by, besides the fields of params.
-COLUMNS = ("category", "event_token", "currency")
+COLUMNS = ("category", "event_token", "currency", "referrer_host", "event_id")
 
 ONE_APP = "app_id = {app:UUID}"
 # All zeros is nobody: a hit that came without anything to tell whose it is. By the hash, which reports compute anyway:

@@ -42,7 +42,9 @@ PANELS = (
 )
 
 
-async def hits(store: EventStore, app: App, sent: Iterable[tuple[Category, dict[str, str]]], ago: int = 60) -> None:
+async def hits(
+    store: EventStore, app: App, sent: Iterable[tuple[Category, dict[str, str]]], ago: int = 60, referrer: str = ""
+) -> None:
     """Digest these hits, received `ago` seconds ago and later, one a millisecond."""
     now = int((time.time() - ago) * 1000)
     events: list[Row] = []
@@ -58,7 +60,9 @@ async def hits(store: EventStore, app: App, sent: Iterable[tuple[Category, dict[
             rejections.append(rejection_row(meaning, app.id.int, now + number, named, category))
         else:
             visitor = (number // 2 + 1) << 64
-            row = event_row(meaning, app.id.int, now + number, named, category, visitor, "192.0.2.0/24", b"", b"", b"")
+            row = event_row(
+                meaning, app.id.int, now + number, named, category, visitor, "192.0.2.0/24", b"", referrer.encode(), b""
+            )
             events.append(row)
         key = (app.id.int, (now + number) // 60_000 * 60, outcome)
         counts[key] = counts.get(key, 0) + 1
@@ -504,6 +508,23 @@ async def test_any_field_can_be_typed(owner: httpx.AsyncClient, busy_shop: App, 
     wrong = (await owner.get(f"{address}&field=a..b")).text
     assert f'value="a..b" aria-invalid="true" aria-describedby="{panel}-problem"' in wrong
     assert "Name one of" in wrong
+
+
+async def test_where_hits_come_from_and_one_order(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:
+    for number, page in enumerate(("https://news.example.org/a?b=c", "https://blog.example.org/", "")):
+        category, query = sold("2500")
+        await hits(event_store, shop, [(category, query | {"event_id": f"order-{number}"})], 60 + number, page)
+    panel = (await owner.get(f"/apps/{shop.id}/panels/breakdown?period=7d&field=referrer_host")).text
+    assert '<option value="referrer_host" selected>referrer</option>' in panel
+    for value in ("news.example.org", "blog.example.org", "<em>not sent</em>"):
+        assert value in panel
+    added = await owner.get(f"/apps/{shop.id}/revenue?add_field=event_id&add_how=is&add_value=order-1")
+    page = (await owner.get(f"{added.headers['location']}&whole=1")).text
+    assert "event id is order-1" in page
+    assert page.count(">order-1<") == 2, "latest and largest"
+    assert "order-0" not in page
+    found = await owner.get(f"/apps/{shop.id}/panels/totals?referrer_host=news.example.org&period=7d")
+    assert ">1</span>" in found.text.partition("<dt>Events</dt>")[2].partition("<dt")[0]
 
 
 async def test_fields_named_like_columns_keep_their_whole_names(

@@ -178,7 +178,8 @@ async def breakdown_report(
         str | None,
         Parameter(
             description="Which field: a custom value such as params.plan or params.address.city, a property of the "
-            "person such as person.plan, or a column, which is event_token, category or currency. It has to be given.",
+            "person such as person.plan, or a column, which is event_token, category, currency, referrer_host or "
+            "event_id. It has to be given.",
             examples=[Example(value="params.plan")],
         ),
     ] = None,

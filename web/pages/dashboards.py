@@ -96,7 +96,7 @@ async def _revenue(view: View, store: Queries, asked: Mapping[str, str]) -> Cont
         if line is not None:
             columns = [
                 ("Gross", None, [(amount, plain_money(amount, currency)) for amount in line.gross]),
-                ("Refunded", None, [(-amount, plain_money(-amount, currency)) for amount in line.refunded]),
+                ("Refunded", None, [(-amount, plain_money(amount, currency)) for amount in line.refunded]),
                 ("Net", None, [(amount, plain_money(amount, currency)) for amount in line.net]),
             ]
     scale = 10 ** MINOR_UNITS.get(currency, 2)
