@@ -396,9 +396,12 @@ def own_data_dir(settings: Settings) -> Any:
                 f"Another onepx serve (process {other.get('pid', '?')}) uses the data folder {settings.data_dir}; "
                 "its event store is for one process. Stop it, or give this one another ONEPX_DATA_DIR."
             )
-        os.ftruncate(fd, 0)
         about = {"pid": os.getpid(), "host": settings.host, "port": settings.port, "since": time.time()}
-        os.pwrite(fd, json.dumps(about).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(about).encode(), 0)
+        except OSError as error:
+            raise CannotStart(f"{path}: {error.strerror}") from None
         yield
     finally:
         os.close(fd)

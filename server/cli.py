@@ -13,6 +13,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import sys
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from collections.abc import Awaitable, Callable, Generator
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import IO, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 from uuid import UUID
 
 import uvloop
@@ -28,13 +29,14 @@ import uvloop
 from server import logs
 from server.app import CannotStart, Role, announce, check_port, own_data_dir, run, running_server
 from server.database import Database
-from server.digest import State
+from server.digest import State, measure_journal
 from server.event_store import EventStore
+from server.journal import Backlog
 from server.settings import Settings, WrongSetting
 from server.workers import supervise
 from tenants import accounts, apps, keys, sessions, tokens
 from tenants.deletions import delete_person, find_person, list_deletions
-from tenants.errors import InvalidValue, NotFound, Unavailable
+from tenants.errors import InvalidValue, NotFound, SeveralTenants, Unavailable
 from tenants.identifiers import known, owner_of
 from tenants.person_exports import export_person
 from tenants.tables import App, Tenant, User
@@ -42,8 +44,26 @@ from tenants.tables import App, Tenant, User
 Arguments = argparse.Namespace
 
 
+_COPIED_BYTES = 65_536
+
+
 class _Stop(Exception):
     """End with this line on standard error and status 2."""
+
+
+class _NotWritten(Exception):
+    """Standard output does not take what is written to it."""
+
+
+class _Output:
+    """Standard output, whose errors are not taken for those of whatever the written comes from."""
+
+    def write(self, data: bytes) -> None:
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise _NotWritten(error.strerror) from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,10 +90,13 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        sys.stderr.close()
-        sys.exit(1)
+    except (BrokenPipeError, _NotWritten) as error:
+        # Python writes what is left once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error.__cause__ or error, BrokenPipeError):  # whoever read our output has seen enough
+            sys.exit(1)
+        print(f"onepx: standard output: {error}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(status)
 
 
@@ -168,7 +191,7 @@ def _check(settings: Settings, arguments: Arguments) -> int:
     try:
         findings["event store"], advice = _check_events(settings, server)
         problems += [advice] if advice else []
-    except Unavailable as error:
+    except (Unavailable, CannotStart) as error:
         findings["event store"] = str(error)
         problems.append(f"event store: {error}; check ONEPX_EVENTS_URL and that the server runs")
 
@@ -179,10 +202,12 @@ def _check(settings: Settings, arguments: Arguments) -> int:
             f"the disk has {free / 1024**3:.1f} GiB free, less than the journal may take "
             f"({settings.journal_max_bytes / 1024**3:.1f} GiB): make room, or lower ONEPX_JOURNAL_MAX_BYTES"
         )
-    state = State(settings.journal_dir)
-    aside = len(state.set_aside())
-    state.close()
-    findings["set aside"] = f"{aside} hits"
+    try:
+        aside = measure_journal(settings.journal_dir, Backlog(settings.journal_dir)).set_aside
+        findings["set aside"] = f"{aside} hits"
+    except Unavailable as error:
+        aside, findings["set aside"] = 0, str(error)
+        problems.append(str(error))
     if aside:
         problems.append(f"{aside} hits could not be digested; see `onepx digest show`, then `onepx digest retry`")
     if damaged := sorted(path.name for path in settings.journal_dir.glob("*.damaged")):
@@ -276,6 +301,8 @@ def _with_database(
 async def _tenant(arguments: Arguments) -> Tenant:
     try:
         return await accounts.tenant_by_email(arguments.tenant)
+    except SeveralTenants as error:
+        raise _Stop(f"they own several tenants; name one of them: {error}") from None
     except NotFound:
         raise _Stop(f"no tenant's owner has the e-mail address {arguments.tenant}; see `onepx tenant create`") from None
 
@@ -298,7 +325,8 @@ def _same_name(name: str, typed: str) -> None:
 
 
 def _say(arguments: Arguments, data: dict[str, Any], text: str) -> int:
-    print(json.dumps(data) if arguments.json else text)
+    line = json.dumps(data) if arguments.json else text
+    _Output().write(f"{line}\n".encode(sys.stdout.encoding, "replace"))
     return 0
 
 
@@ -453,17 +481,16 @@ async def _person_export(settings: Settings, arguments: Arguments) -> int:
     server = running_server(settings) if settings.embedded_events else None
     if server is not None:
         path = f"/api/v1/apps/{arguments.app}/people/{person}/export"
-        if not await _ask_server(server, tenant, path, sys.stdout.buffer):
+        if not await _ask_server(server, tenant, path, _Output()):
             raise _Stop("the running server does not know this person any more")
     else:
         with _event_store(settings) as store:
             async for chunk in await export_person(app, store, person, datetime.now(UTC)):
-                sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
+                _Output().write(chunk)
     return 0
 
 
-async def _ask_server(server: dict[str, Any], tenant: Tenant, path: str, answer: IO[bytes]) -> bool:
+async def _ask_server(server: dict[str, Any], tenant: Tenant, path: str, answer: _Output | io.BytesIO) -> bool:
     """Write what the running server answers, to which the event store belongs; False for 404.
 
     The key for it lives as long.
@@ -477,11 +504,12 @@ async def _ask_server(server: dict[str, Any], tenant: Tenant, path: str, answer:
         await key.remove()
 
 
-def _write_answer(request: urllib.request.Request, answer: IO[bytes]) -> bool:
+def _write_answer(request: urllib.request.Request, answer: _Output | io.BytesIO) -> bool:
     without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with without_proxy.open(request, timeout=60) as reply:
-            shutil.copyfileobj(reply, answer)
+            while chunk := reply.read(_COPIED_BYTES):
+                answer.write(chunk)
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.NOT_FOUND:
             return False
@@ -530,19 +558,27 @@ async def _person_receipts(settings: Settings, arguments: Arguments) -> int:
 # digest, demo
 
 
+@contextlib.contextmanager
+def _digest_state(settings: Settings) -> Generator[State]:
+    folder = settings.prepare_data_dir().journal_dir
+    try:
+        with contextlib.closing(State(folder)) as state:
+            yield state
+    except sqlite3.Error as error:
+        raise _Stop(f"the state of the digest in {folder}: {error}") from None
+
+
 def _digest_show(settings: Settings, arguments: Arguments) -> int:
-    state = State(settings.prepare_data_dir().journal_dir)
-    found = state.set_aside()
-    state.close()
+    with _digest_state(settings) as state:
+        found = state.set_aside()
     rows = [{"number": number, "error": error, "attempts": attempts} for number, error, attempts in found]
     lines = [f"{row['number']:>6}  tried {row['attempts']}x  {row['error']}" for row in rows]
     return _say(arguments, {"set_aside": rows}, "\n".join(lines) or "No hit is set aside.")
 
 
 def _digest_retry(settings: Settings, arguments: Arguments) -> int:
-    state = State(settings.prepare_data_dir().journal_dir)
-    count = state.retry_all()
-    state.close()
+    with _digest_state(settings) as state:
+        count = state.retry_all()
     text = f"{count} hits will be tried again by the process that digests." if count else "No hit is set aside."
     return _say(arguments, {"retried": count}, text)
 
@@ -575,7 +611,12 @@ def _parser() -> argparse.ArgumentParser:
         return made.add_subparsers(metavar="VERB", required=True)
 
     def of_tenant(made: _Parser) -> _Parser:
-        made.add_argument("--tenant", required=True, metavar="EMAIL", help="the tenant owner's e-mail address")
+        made.add_argument(
+            "--tenant",
+            required=True,
+            metavar="EMAIL",
+            help="the tenant owner's e-mail address; EMAIL/NAME of somebody who owns several",
+        )
         return made
 
     for name, about, run_it in (

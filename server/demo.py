@@ -76,7 +76,9 @@ def make_demo(settings: Settings) -> tuple[dict[str, Any], str]:
     app, token, key = asyncio.run(_make_app(settings, password))
     # The same shop at every call, but for its ids.
     luck = random.Random(90)  # noqa: S311 (make-believe)
-    hits = sorted(_hits(app.id, luck, time.time()))
+    now = time.time()
+    # Today is not over: what it would still bring would be of tomorrow.
+    hits = sorted(hit for hit in _hits(app.id, luck, now) if hit[0] < now * 1000)
     segment = Segment(settings.journal_dir)
     for start in range(0, len(hits), _FRAME_HITS):
         segment.append(encode_frame(hits[start : start + _FRAME_HITS], []))
@@ -133,7 +135,7 @@ def _hits(app_id: UUID, luck: random.Random, now: float) -> Iterator[HitTuple]:
     customers: list[_Visitor] = []
     order = 1000
     for day in range(_DAYS):
-        midnight = now - (_DAYS - day) * _DAY
+        midnight = (now // _DAY - (_DAYS - 1 - day)) * _DAY
         weekend = 0.7 if time.gmtime(midnight).tm_wday >= 5 else 1.0
         for _ in range(int((180 + 2.5 * day) * weekend * luck.uniform(0.85, 1.15))):
             at = midnight + luck.choices(range(24), _HOURS)[0] * 3600 + luck.uniform(0, 3600)
@@ -227,8 +229,6 @@ def _hit(
     query = urlencode({"event_token": event_token, "params": encode_params(values, "base64")} | (more or {})).encode()
     referrer = _REFERRERS[visitor.number[0] % len(_REFERRERS)].encode()
     agent = visitor.agent.encode()
-    # Nothing may come from later than now, or the newest events would be of tomorrow.
-    at = min(at, time.time())
     return (
         int(at * 1000),
         app_id.bytes,

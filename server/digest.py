@@ -158,8 +158,10 @@ class State:
             CREATE TABLE IF NOT EXISTS journal (one INTEGER PRIMARY KEY CHECK (one = 1), name TEXT NOT NULL);
             """
         )
-        # What this journal's batches are known by among those of other machines.
-        self._db.execute("INSERT INTO journal VALUES (1, ?) ON CONFLICT DO NOTHING", (secrets.token_hex(16),))
+        # What this journal's batches are known by among those of other machines. Written once: on a full disk, too,
+        # it can be looked what waits.
+        if not self._db.execute("SELECT 1 FROM journal").fetchone():
+            self._db.execute("INSERT INTO journal VALUES (1, ?) ON CONFLICT DO NOTHING", (secrets.token_hex(16),))
         self.journal = str(self._db.execute("SELECT name FROM journal").fetchone()[0])
 
     def positions(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from server.database import Database
 from server.digest import JournalState, measure_journal
 from server.digest_process import DigestProcess
-from server.event_store import EventStore, EventStoreUnavailable
+from server.event_store import EventStore
 from server.journal import LATENCY_BOUNDS, Backlog, Journal
 from server.pixel import Pixel, Receive, Scope, Send
 from server.settings import Settings
@@ -71,6 +71,8 @@ class Operations:
         asked = {"control_database": _check(self.database.ping), "backlog": _check(self._check_backlog)}
         if self.store is not None:
             asked["event_store"] = _check(self._ask_store)
+            trouble = self.digest and self.digest.figures.trouble
+            checks["digest"] = {"ok": not trouble} | ({"error": f"digestion waits: {trouble}"} if trouble else {})
             since = time.monotonic() - _UPKEEP_SECONDS
             stuck = sorted(what for what, began in self.failing.items() if began < since)
             checks["upkeep"] = {"ok": not stuck} | ({"error": f"failing: {', '.join(stuck)}"} if stuck else {})
@@ -94,8 +96,6 @@ class Operations:
     async def _ask_store(self) -> None:
         assert self.store is not None
         await self.store.query("SELECT 1")
-        if self.digest is not None and self.digest.figures.trouble is not None:
-            raise EventStoreUnavailable(f"digestion waits: {self.digest.figures.trouble}")
 
     async def metrics(self) -> bytes:
         """Everything measured, in Prometheus' text format."""

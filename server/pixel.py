@@ -123,6 +123,7 @@ class Pixel:
                 route = await self._routes.find(token)
             except Exception:
                 # Whether the token exists cannot be told now: the hit may be a good one. Routes logs it, once.
+                self.figures.refused += 1
                 await self._gif(send, method, 503, [(b"retry-after", _RETRY_UNAVAILABLE)])
                 return
         now = time.time()

@@ -8,6 +8,7 @@ in and see nothing, and their e-mail address is free to sign up or be invited ag
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -17,7 +18,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
 from tenants import apps, sessions, tokens, tries
-from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound
+from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound, SeveralTenants
 from tenants.tables import (
     App,
     Invitation,
@@ -118,16 +119,28 @@ async def add_user(name: str, email: str, password_hash: str | None) -> User:
 
 
 async def tenant_by_email(email: str) -> Tenant:
-    """The tenant whose owner has this e-mail address; raises NotFound."""
+    """The tenant whose owner has this e-mail address; of several the one that is named too: `ann@example.org/Shop`.
+
+    Raises NotFound, or SeveralTenants.
+    """
+    # A domain has no slash; before the @ there may be one.
+    name, _, domain = email.rpartition("@")
+    domain, slash, named = domain.partition("/")
     try:
-        email = _clean_address(email)
+        email = _clean_address(f"{name}@{domain}")
     except InvalidValue:
         raise NotFound from None
     owned = Membership.select(Membership.tenant).where(Membership.user._.email == email, Membership.role == Role.OWNER)
-    tenant = await Tenant.objects().where(Tenant.id.is_in(owned)).order_by(Tenant.id).first()
-    if tenant is None:
+    tenants = await Tenant.objects().where(Tenant.id.is_in(owned)).order_by(Tenant.id)
+    if slash:
+        tenants = [tenant for tenant in tenants if named in (tenant.name, str(tenant.id))]
+    if not tenants:
         raise NotFound
-    return tenant
+    if len(tenants) > 1:
+        names = Counter(tenant.name for tenant in tenants)
+        choices = [f"{email}/{each.name if names[each.name] == 1 else each.id}" for each in tenants]
+        raise SeveralTenants(", ".join(choices))
+    return tenants[0]
 
 
 async def set_limit(tenant: Tenant, rate: int, burst: int) -> None:

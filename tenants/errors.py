@@ -27,6 +27,10 @@ class EmailTaken(InvalidValue):
     """Another user has this e-mail address."""
 
 
+class SeveralTenants(Exception):
+    """Somebody owns several; the message lists what names one of them."""
+
+
 class Unavailable(Exception):
     """A store does not answer for now: try again later."""
 

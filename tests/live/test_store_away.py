@@ -141,6 +141,7 @@ def test_away_and_back_again(clickhouse: ClickHouse, machine: Machine, shop: App
         status, report = process.health()
         assert (status, report["status"], report["ready"]) == (200, "degraded", True)
         assert report["checks"]["event_store"]["ok"] is False
+        assert "digestion waits" in report["checks"]["digest"]["error"]
         assert report["checks"]["journal"]["ok"] is True
         assert report["checks"]["backlog"]["hits"] > 100
         assert process.get(f"/api/v1/apps/{shop.token}/events").status == 401, "the API asks for a key first"

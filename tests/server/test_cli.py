@@ -126,6 +126,32 @@ def test_the_same_e_mail_address_twice(environment: Environment) -> None:
     assert "already" in again.stderr
 
 
+def test_an_output_that_takes_nothing_is_not_blamed_on_a_store(environment: Environment) -> None:
+    made = run(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    assert made.returncode == 0
+    receipts = [ONEPX, "app", "create", "--tenant", "ann@example.com", "--name", "Site"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(receipts, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "onepx: standard output: No space left on device\n")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(receipts, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_waits_is_shown_where_nothing_can_be_written(environment: Environment) -> None:
+    assert "No hit is set aside." in run(environment, "digest", "show").stdout
+    state = Path(environment["ONEPX_DATA_DIR"]) / "journal" / "digest.sqlite3"
+    state.write_bytes(b"no database, but long enough to be taken for one" * 100)
+    done = run(environment, "digest", "show")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "file is not a database" in done.stderr
+    checked = run(environment, "check")
+    assert "Traceback" not in checked.stderr
+    assert "the journal's state cannot be read: file is not a database" in checked.stdout
+
+
 def test_a_wrong_setting_stops_every_verb_and_names_itself(environment: Environment) -> None:
     done = run(environment | {"ONEPX_TRUSTED_PROXIES": "many"}, "check")
     assert done.returncode == 2

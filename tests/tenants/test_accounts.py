@@ -1,6 +1,7 @@
 # pyright: reportUnknownMemberType=false, reportPrivateUsage=false
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from argon2 import Type
 from server.database import Database
 from tenants import accounts, members, sessions, tokens
 from tenants.apps import create_app, list_apps
-from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound, TooManyTries
+from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound, SeveralTenants, TooManyTries
 from tenants.keys import create_key, tenant_by_key
 from tenants.tables import App, AppToken, Erasure, Membership, Role, Session, Tenant, Tries, User
 
@@ -229,6 +230,24 @@ async def test_tenant_by_email(database: Database, alice: Tenant, bob: Tenant) -
     for unknown in ("nobody@example.org", "no address", "a\0@example.org"):
         with pytest.raises(NotFound):
             await accounts.tenant_by_email(unknown)
+
+
+async def test_of_several_tenants_of_one_owner_one_is_named(database: Database, alice: Tenant, bob: Tenant) -> None:
+    her = await User.objects().get(User.email == "alice@example.org")
+    assert her is not None
+    await Membership(tenant=bob.id, user=her.id, role="owner").save()
+    with pytest.raises(SeveralTenants, match=re.escape("alice@example.org/Alice, alice@example.org/Bob")):
+        await accounts.tenant_by_email("alice@example.org")
+    assert (await accounts.tenant_by_email("alice@example.org/Bob")).id == bob.id
+    assert (await accounts.tenant_by_email("alice@example.org/Alice")).id == alice.id
+    with pytest.raises(NotFound):
+        await accounts.tenant_by_email("alice@example.org/Carol")
+    # Of one name they have numbers.
+    await accounts.rename_tenant(bob, "Alice")
+    with pytest.raises(SeveralTenants, match=re.escape(f"alice@example.org/{alice.id}, alice@example.org/{bob.id}")):
+        await accounts.tenant_by_email("alice@example.org/Alice")
+    assert (await accounts.tenant_by_email(f"alice@example.org/{bob.id}")).id == bob.id
+    assert (await accounts.tenant_by_email("bob@example.org")).id == bob.id
 
 
 async def test_a_viewer_is_not_found_as_the_owner(database: Database, alice: Tenant, bob: Tenant) -> None:
