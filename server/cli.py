@@ -426,8 +426,14 @@ async def _app_retention(settings: Settings, arguments: Arguments) -> int:
 @_with_database
 async def _key_create(settings: Settings, arguments: Arguments) -> int:
     del settings
-    key, text = await keys.create_key(await _tenant(arguments), arguments.name)
-    data = {"key": text, "name": key.name, "prefix": key.prefix}
+    app = None
+    if arguments.app is None:
+        tenant = await _tenant(arguments)
+    else:
+        arguments.token = arguments.app
+        tenant, app = await _app(arguments)
+    key, text = await keys.create_key(tenant, arguments.name, app=app, may_delete=arguments.may_delete)
+    data = {"key": text, "name": key.name, "prefix": key.prefix, "may_delete": key.may_delete}
     return _say(arguments, data, f"{text}\nKept as a hash only: this is the one time it is shown.")
 
 
@@ -691,6 +697,8 @@ def _parser() -> argparse.ArgumentParser:
     key = group("key", "API keys")
     made = of_tenant(verb(key, "create", "make an API key and print it, once", _key_create))
     made.add_argument("--name", required=True, help="what the key is for")
+    made.add_argument("--app", metavar="TOKEN", help="any token of the one app that it reads, else it reads all")
+    made.add_argument("--may-delete", action="store_true", help="it may delete people, too, not only read")
 
     digest = group("digest", "hits that could not be digested")
     verb(digest, "show", "list the hits set aside, with their errors", _digest_show)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from piccolo.columns.combination import And
 
 from tenants.errors import InvalidValue, NotFound
-from tenants.tables import ApiKey, Tenant, as_key, clean_name, lock, transaction
+from tenants.tables import ApiKey, App, Tenant, as_key, clean_name, lock, transaction
 
 # What people recognise a key by: `onepx_` and six more.
 PREFIX_LENGTH = 12
@@ -21,13 +21,22 @@ REVOKED_SHOWN_FOR = timedelta(days=30)
 MAX_KEYS = 200
 
 
-async def create_key(tenant: Tenant, name: str) -> tuple[ApiKey, str]:
-    """A new key and its text, which cannot be had again.
+async def create_key(
+    tenant: Tenant, name: str, *, app: App | None = None, may_delete: bool = False
+) -> tuple[ApiKey, str]:
+    """A new key and its text, which cannot be had again. It reads all apps, or `app` of the tenant's.
 
     Raises InvalidValue for the name or where there are too many, or NotFound when the tenant is gone.
     """
     plaintext = "onepx_" + secrets.token_urlsafe(32)
-    key = ApiKey(tenant=tenant.id, name=clean_name(name), key_hash=_hash(plaintext), prefix=plaintext[:PREFIX_LENGTH])
+    key = ApiKey(
+        tenant=tenant.id,
+        name=clean_name(name),
+        key_hash=_hash(plaintext),
+        prefix=plaintext[:PREFIX_LENGTH],
+        app=app and app.id,
+        may_delete=may_delete,
+    )
     async with transaction():
         await lock(tenant)
         if await ApiKey.count().where(_shown(tenant, datetime.now(UTC))) >= MAX_KEYS:
@@ -36,8 +45,8 @@ async def create_key(tenant: Tenant, name: str) -> tuple[ApiKey, str]:
     return key, plaintext
 
 
-async def tenant_by_key(plaintext: str) -> Tenant | None:
-    """The tenant that this key belongs to; None for an unknown or revoked one."""
+async def find_key(plaintext: str) -> ApiKey | None:
+    """The key, with its tenant; None for an unknown or revoked one."""
     key = (
         await ApiKey.objects(ApiKey.tenant)
         .where(ApiKey.key_hash == _hash(plaintext), ApiKey.revoked_at.is_null())
@@ -48,12 +57,12 @@ async def tenant_by_key(plaintext: str) -> Tenant | None:
     now = datetime.now(UTC)
     if not key.last_used_at or key.last_used_at <= now - LAST_USED_EVERY:
         await ApiKey.update({ApiKey.last_used_at: now}).where(ApiKey.id == key.id)
-    return key.tenant
+    return key
 
 
 async def list_keys(tenant: Tenant, now: datetime) -> list[ApiKey]:
-    """The tenant's keys, newest first; a revoked one for 30 more days."""
-    return await ApiKey.objects().where(_shown(tenant, now)).order_by(ApiKey.id, ascending=False)
+    """The tenant's keys with their apps, newest first; a revoked one for 30 more days."""
+    return await ApiKey.objects(ApiKey.app).where(_shown(tenant, now)).order_by(ApiKey.id, ascending=False)
 
 
 def _shown(tenant: Tenant, now: datetime) -> And:

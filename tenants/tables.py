@@ -98,13 +98,18 @@ class AppToken(Table):
 
 
 class ApiKey(Table):
-    """A key that reads the tenant's data. `prefix` is what people recognise it by."""
+    """A key that reads the tenant's data, of one app or of all, and deletes people where it `may_delete`.
+
+    `prefix` is what people recognise it by.
+    """
 
     id: Serial
     tenant = ForeignKey(Tenant, null=False, on_delete=OnDelete.cascade, index=True)
     name = Varchar(length=100)
     key_hash = Varchar(length=64, unique=True, secret=True)
     prefix = Varchar(length=12)
+    app = ForeignKey(App, null=True, on_delete=OnDelete.cascade, index=True)
+    may_delete = Boolean(default=False)
     created_at = Timestamptz()
     last_used_at = Timestamptz(null=True, default=None)
     revoked_at = Timestamptz(null=True, default=None)

@@ -51,6 +51,10 @@ def test_from_nothing_to_a_token_and_a_key(environment: Environment) -> None:
     assert revoked == {"revoked": app["token"]}
     key = told(environment, "key", "create", "--tenant", "ann@example.com", "--name", "laptop")
     assert key["key"].startswith("onepx_")
+    assert key["may_delete"] is False
+    of_app = ("key", "create", "--tenant", "ann@example.com", "--name", "shop", "--may-delete", "--app")
+    assert told(environment, *of_app, rotated["token"])["may_delete"] is True
+    assert "none of that tenant's apps" in run(environment, *of_app, "0" * 24).stderr
     # The key itself is nowhere on disk.
     for path in Path(environment["ONEPX_DATA_DIR"]).rglob("*"):
         assert not path.is_file() or key["key"].encode() not in path.read_bytes()

@@ -12,7 +12,7 @@ from server.database import Database
 from tenants import accounts, members, sessions, tokens
 from tenants.apps import create_app, list_apps
 from tenants.errors import Busy, EmailTaken, InvalidValue, NotFound, SeveralTenants, TooManyTries
-from tenants.keys import create_key, tenant_by_key
+from tenants.keys import create_key, find_key
 from tenants.tables import App, AppToken, Erasure, Membership, Role, Session, Tenant, Tries, User
 
 PASSWORD = "correct horse battery"
@@ -185,8 +185,8 @@ async def test_a_deleted_tenant_takes_all_that_is_its_own(database: Database, bo
     assert not routes[bobs_token].revoked
     assert {each.app_id for each in await Erasure.objects()} == app_ids
     assert shop.id in app_ids
-    assert await tenant_by_key(key) is None
-    assert await tenant_by_key(bobs_key) is not None
+    assert await find_key(key) is None
+    assert await find_key(bobs_key) is not None
     assert await sessions.find(alices_session, NOW) is None
     left = await sessions.find(bobs_session, NOW)
     assert left is not None

@@ -7,6 +7,7 @@ import pytest
 
 from server.database import Database
 from tenants import keys
+from tenants.apps import create_app, delete_app
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import ApiKey, Tenant
 
@@ -23,11 +24,25 @@ async def test_a_key_is_its_tenants(database: Database, alice: Tenant, bob: Tena
     assert key.name == "Reports"
     assert plaintext.startswith(key.prefix)
     assert len(key.prefix) == 12
-    found = await keys.tenant_by_key(plaintext)
+    found = await keys.find_key(plaintext)
     assert found is not None
-    assert (found.id, found.name) == (alice.id, "Alice")
+    assert (found.tenant.id, found.tenant.name) == (alice.id, "Alice")
+    assert (found.app, found.may_delete) == (None, False)
     for unknown in ("", "onepx_", plaintext[:-1], plaintext + "x", "\0", "\ud800"):
-        assert await keys.tenant_by_key(unknown) is None
+        assert await keys.find_key(unknown) is None
+
+
+async def test_a_key_of_one_app_goes_with_it(database: Database, alice: Tenant) -> None:
+    app, _ = await create_app(alice, "Shop")
+    _, plaintext = await keys.create_key(alice, "Shop only", app=app, may_delete=True)
+    found = await keys.find_key(plaintext)
+    assert found is not None
+    assert (found.app, found.may_delete) == (app.id, True)
+    (listed,) = await keys.list_keys(alice, datetime.now(UTC))
+    assert listed.app.name == "Shop"
+    await delete_app(app)
+    assert await keys.find_key(plaintext) is None
+    assert await keys.list_keys(alice, datetime.now(UTC)) == []
 
 
 async def test_only_a_hash_is_stored(database: Database, alice: Tenant) -> None:
@@ -41,8 +56,8 @@ async def test_a_revoked_key_opens_nothing(database: Database, alice: Tenant) ->
     key, plaintext = await keys.create_key(alice, "Reports")
     _, other = await keys.create_key(alice, "Other")
     await keys.revoke_key(alice, key.id)
-    assert await keys.tenant_by_key(plaintext) is None
-    assert await keys.tenant_by_key(other) is not None
+    assert await keys.find_key(plaintext) is None
+    assert await keys.find_key(other) is not None
     (first,) = [listed.revoked_at for listed in await keys.list_keys(alice, datetime.now(UTC)) if listed.id == key.id]
     await keys.revoke_key(alice, key.id)
     assert [listed.name for listed in await keys.list_keys(alice, datetime.now(UTC))] == ["Other", "Reports"]
@@ -65,21 +80,21 @@ async def test_bob_cannot_reach_alices_key(database: Database, alice: Tenant, bo
         with pytest.raises(NotFound):
             await keys.revoke_key(tenant, key_id)
     assert await keys.list_keys(bob, datetime.now(UTC)) == []
-    assert await keys.tenant_by_key(plaintext) is not None
+    assert await keys.find_key(plaintext) is not None
 
 
 async def test_last_use_is_written_once_a_minute(database: Database, alice: Tenant) -> None:
     key, plaintext = await keys.create_key(alice, "Reports")
     assert await last_used(key) is None
-    await keys.tenant_by_key(plaintext)
+    await keys.find_key(plaintext)
     first = await last_used(key)
     assert first is not None
     assert datetime.now(UTC) - first < timedelta(minutes=1)
-    await keys.tenant_by_key(plaintext)
+    await keys.find_key(plaintext)
     assert await last_used(key) == first
     earlier = first - timedelta(seconds=61)
     await ApiKey.update({ApiKey.last_used_at: earlier}).where(ApiKey.id == key.id)
-    await keys.tenant_by_key(plaintext)
+    await keys.find_key(plaintext)
     assert (await last_used(key) or earlier) >= first
 
 

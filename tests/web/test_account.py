@@ -274,7 +274,7 @@ async def test_a_key_is_shown_once_and_revoked(
     page = await member.post("/account/keys", data={"name": "<b>Reports</b>"})
     assert page.status_code == 201
     key = re.findall(r'<code id="key">(onepx_[\w-]{43})</code>', page.text)[0]
-    assert await keys.tenant_by_key(key) is not None
+    assert await keys.find_key(key) is not None
     for browser in (member, viewer):
         listed = await browser.get("/account/keys")
         assert key not in listed.text
@@ -283,9 +283,9 @@ async def test_a_key_is_shown_once_and_revoked(
     assert "/revoke" not in (await viewer.get("/account/keys")).text
     address = re.findall(r'action="(/account/keys/\d+/revoke)"', page.text)[0]
     assert (await stranger.post(address)).status_code == 404
-    assert await keys.tenant_by_key(key) is not None
+    assert await keys.find_key(key) is not None
     assert (await member.post(address)).status_code == 303
-    assert await keys.tenant_by_key(key) is None
+    assert await keys.find_key(key) is None
     assert "revoked" in (await member.get("/account/keys")).text
 
 
@@ -314,6 +314,26 @@ async def test_people_see_nothing_of_another_tenant(
         assert page.status_code == 200
         assert "ecret" not in page.text
         assert "alice" not in page.text.lower()
+
+
+async def test_a_key_of_one_app_and_one_that_may_delete(
+    member: httpx.AsyncClient, viewer: httpx.AsyncClient, alice: Tenant, bob: Tenant
+) -> None:
+    app, _ = await create_app(alice, "Shop <1>")
+    theirs, _ = await create_app(bob, "Theirs")
+    page = await member.post("/account/keys", data={"name": "", "app": str(app.id), "may_delete": "1"})
+    assert page.status_code == 422
+    assert f'<option value="{app.id}" selected>Shop &lt;1&gt;</option>' in page.text
+    assert 'name="may_delete" value="1" checked' in page.text
+    assert "Theirs" not in page.text
+    for wrong in (str(theirs.id), "x", "0"):
+        assert (await member.post("/account/keys", data={"name": "Key", "app": wrong})).status_code == 404
+    assert await keys.list_keys(alice, datetime.now(UTC)) == []
+    for form in ({"app": str(app.id), "may_delete": "1"}, {"app": ""}):
+        assert (await member.post("/account/keys", data={"name": "Key"} | form)).status_code == 201
+    listed = (await viewer.get("/account/keys")).text
+    assert "<small>Shop &lt;1&gt;, may delete people ·" in listed
+    assert "<small>all apps ·" in listed
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,26 @@ async def store_hits(store: EventStore, app: App, *queries: str) -> None:
     await store.insert("traffic", [(app.id.int, minute, len(rows), 3, 2, 1)], uuid4().hex)
 
 
+async def test_the_apps_a_key_reads(site: Site, alice: Tenant, bob: Tenant) -> None:
+    first, second, theirs = await reader(site, alice), await reader(site, alice), await reader(site, bob)
+    rotated = await apps.tokens.rotate(second.app, timedelta(0))
+    client = await site.browser()
+
+    async def listed(key: str) -> list[tuple[str, list[str]]]:
+        reply = await client.get("/api/v1/apps", headers={"Authorization": f"Bearer {key}"})
+        return [(app["id"], app["tokens"]) for app in reply.json()["apps"]]
+
+    mine = [(str(first.app.id), [first.token]), (str(second.app.id), [rotated])]
+    assert await listed(first.key) == await listed(second.key) == mine
+    assert await listed(theirs.key) == [(str(theirs.app.id), [theirs.token])]
+    _, of_one = await keys.create_key(alice, "Of one", app=second.app)
+    assert await listed(of_one) == mine[1:]
+    for token, status in ((rotated, 200), (second.token, 200), (first.token, 404), (theirs.token, 404)):
+        reply = await client.get(f"/api/v1/apps/{token}/totals", headers={"Authorization": f"Bearer {of_one}"})
+        assert reply.status_code == status
+    assert (await client.get("/api/v1/apps")).status_code == 401
+
+
 @pytest.fixture
 async def ours(site: Site, alice: Tenant, event_store: EventStore) -> Reader:
     found = await reader(site, alice)
@@ -236,8 +256,8 @@ async def test_numbers_of_an_attacker_are_answered(ours: Reader, event_store: Ev
 
 
 def test_examples_are_answers() -> None:
-    names = ("events", "rejections", "people", "person", "person_events", *REPORTS)
-    names += ("export-person", "delete-person", "deletions")
+    names = ("apps", "events", "rejections", "people", "person", "person_events", *REPORTS)
+    names += ("export_person", "delete_person", "deletions")
     parts = (*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS, *personal_data.ANSWERS)
     answers: dict[str, Any] = dict(zip(names, parts, strict=True))
     assert EXAMPLES.keys() == answers.keys()

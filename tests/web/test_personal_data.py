@@ -81,7 +81,7 @@ async def test_the_export_has_all_that_is_known(owner: httpx.AsyncClient, shop: 
         *("mail_proxy", "country"),
     }
     assert columns <= view.keys()
-    example = EXAMPLES["export-person"]
+    example = EXAMPLES["export_person"]
     assert list(example) == list(found)
     assert list(example["person"]) == list(found["person"])
     assert list(example["events"][0]) == list(view)
@@ -199,7 +199,10 @@ async def test_the_api(site: Site, alice: Tenant, bob: Tenant, shop: App, ann: U
     # As a program sends it.
     client.headers = httpx.Headers()
     (token,) = [each.token for each in await apps.tokens.list_tokens(shop)]
-    ours, theirs = [(await keys.create_key(tenant, "Program"))[1] for tenant in (alice, bob)]
+    ours, theirs = [(await keys.create_key(tenant, "Program", may_delete=True))[1] for tenant in (alice, bob)]
+    _, reader = await keys.create_key(alice, "Reader", app=shop)
+    other, _ = await apps.create_app(alice, "Other")
+    _, others = await keys.create_key(alice, "Of another app", app=other, may_delete=True)
     base = f"/api/v1/apps/{token}"
 
     async def ask(method: str, path: str, key: str) -> httpx.Response:
@@ -213,6 +216,13 @@ async def test_the_api(site: Site, alice: Tenant, bob: Tenant, shop: App, ann: U
         assert (await ask(method, path, "")).status_code == 401
         assert (await ask(method, path, "onepx_wrong")).status_code == 401
         assert (await ask(method, path, theirs)).status_code == 404
+        assert (await ask(method, path, others)).status_code == 404
+    refused = await ask("DELETE", f"/people/{ann}", reader)
+    assert (refused.status_code, refused.json()) == (
+        403,
+        {"status_code": 403, "detail": "This API key only reads. Make one that may delete people, too."},
+    )
+    assert (await ask("GET", f"/people/{ann}/export", reader)).json()["person"]["emails"] == [ANN]
     assert await Deletion.count() == 0
     exported = (await ask("GET", f"/people/{ann}/export", ours)).json()
     assert exported["person"]["emails"] == [ANN]

@@ -7,7 +7,7 @@ from litestar import Router
 from litestar.di import Provide
 
 from web.api import people, personal_data, records, reports
-from web.api.access import SkipEmptyParameters, provide_app, provide_key, provide_store, provide_tenant
+from web.api.access import SkipEmptyParameters, provide_app, provide_key, provide_store
 from web.api.examples import EXAMPLES
 
 api = Router(
@@ -15,8 +15,7 @@ api = Router(
     route_handlers=[*records.handlers, *people.handlers, *reports.handlers, *personal_data.handlers],
     middleware=[SkipEmptyParameters],
     dependencies={
-        "tenant": Provide(provide_tenant),
-        "key": Provide(provide_key, sync_to_thread=False),
+        "key": Provide(provide_key),
         "app": Provide(provide_app),
         "store": Provide(provide_store, sync_to_thread=False),
         "when": Provide(reports.provide_period, sync_to_thread=False),
@@ -44,6 +43,7 @@ _PROBLEMS = {
     "429": "Too much is asked for at once; Retry-After says when to ask again.",
     "503": "A store does not answer; Retry-After says when to ask again.",
 }
+_MAY_NOT = {"403": "The API key only reads."}
 
 
 def described(schema: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +55,9 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
             part["description"] = " ".join(description.split())
     schema["components"]["schemas"]["Problem"] = _PROBLEM
     for operations in schema["paths"].values():
-        for operation in operations.values():
-            for status, description in _PROBLEMS.items():
+        for method, operation in operations.items():
+            problems = _PROBLEMS | (_MAY_NOT if method == "delete" else {})
+            for status, description in sorted(problems.items()):
                 content = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
                 operation["responses"][status] = {"description": description, "content": content}
             if example := EXAMPLES.get(operation["operationId"]):

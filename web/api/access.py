@@ -11,14 +11,14 @@ from litestar.params import Parameter, SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from tenants.apps import app_by_token
-from tenants.keys import PREFIX_LENGTH, tenant_by_key
+from tenants.errors import NotFound
+from tenants.keys import find_key
 from tenants.person_exports import Store
-from tenants.tables import App, Tenant
+from tenants.tables import ApiKey, App
 
 # Made by this module's own functions: nothing to validate.
-GivenTenant = NamedDependency[SkipValidation[Tenant]]
 GivenApp = NamedDependency[SkipValidation[App]]
-GivenKey = NamedDependency[SkipValidation[str]]
+GivenKey = NamedDependency[SkipValidation[ApiKey]]
 GivenStore = NamedDependency[SkipValidation[Store]]
 Limit = Annotated[
     int, Parameter(ge=1, le=1000, description="How many to return at most.", examples=[Example(value=100)])
@@ -32,25 +32,26 @@ AppToken = Annotated[
 ]
 
 
-async def provide_tenant(request: Request[Any, Any, State]) -> Tenant:
-    """The tenant whose API key the request carries; 401 without one that is valid."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    tenant = await tenant_by_key(key.strip()) if scheme.lower() == "bearer" and key else None
-    if tenant is None:
+async def provide_key(request: Request[Any, Any, State]) -> ApiKey:
+    """The API key that the request carries; 401 without one that is valid."""
+    scheme, _, plaintext = request.headers.get("authorization", "").partition(" ")
+    key = await find_key(plaintext.strip()) if scheme.lower() == "bearer" and plaintext else None
+    if key is None:
         raise NotAuthorizedException(
             "Send a valid API key as `Authorization: Bearer …`.", headers={"WWW-Authenticate": "Bearer"}
         )
-    return tenant
+    return key
 
 
-def provide_key(request: Request[Any, Any, State]) -> str:
-    """What the request's API key begins with: what people recognise it by."""
-    return request.headers.get("authorization", "").partition(" ")[2].strip()[:PREFIX_LENGTH]
+async def provide_app(key: GivenKey, app_token: AppToken) -> App:
+    """The tenant's app with this token.
 
-
-async def provide_app(tenant: GivenTenant, app_token: AppToken) -> App:
-    """The tenant's app with this token; for another tenant's it raises NotFound, as for one that does not exist."""
-    return await app_by_token(tenant, app_token)
+    For another tenant's, or another one than the key is of, it raises NotFound, as for one that does not exist.
+    """
+    app = await app_by_token(key.tenant, app_token)
+    if key.app not in (None, app.id):
+        raise NotFound
+    return app
 
 
 class SkipEmptyParameters:

@@ -28,6 +28,19 @@ def _reached(first: int, second: int, median: float) -> list[dict[str, Any]]:
 
 
 EXAMPLES: dict[str, Any] = {
+    "apps": {
+        "apps": [
+            {
+                "id": "2f0c6c0e-6a53-4a7e-9a55-0d3c9b1e7f42",
+                "name": "Boots & Blooms",
+                "currency": "EUR",
+                "timezone": "Europe/Berlin",
+                "retention_days": None,
+                "created_at": "2026-08-25T09:14:03.112408Z",
+                "tokens": ["0f8a6d5c4b3e2a1908f7e6d5"],
+            }
+        ]
+    },
     "events": {
         "events": [
             {
@@ -220,7 +233,7 @@ _RECEIPT = {
     "removed": {"persons": 2, "identifiers": 2, "visitors": 1, "properties": 0, "events": 0, "rejections": 0},
     "done_at": None,
 }
-EXAMPLES["delete-person"] = _RECEIPT
+EXAMPLES["delete_person"] = _RECEIPT
 EXAMPLES["deletions"] = {
     "deletions": [
         _RECEIPT
@@ -230,7 +243,7 @@ EXAMPLES["deletions"] = {
         }
     ]
 }
-EXAMPLES["export-person"] = {
+EXAMPLES["export_person"] = {
     "app": "Boots & Blooms",
     "exported_at": "2026-11-21T14:00:00Z",
     "person": {

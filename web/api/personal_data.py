@@ -6,6 +6,7 @@ from uuid import UUID
 
 import msgspec
 from litestar import delete, get
+from litestar.exceptions import PermissionDeniedException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import Parameter
@@ -81,7 +82,7 @@ def receipt(deletion: Deletion) -> Receipt:
 @get(
     "/apps/{app_token:str}/people/{person_id:str}/export",
     summary="Export a person",
-    operation_id="export-person",
+    operation_id="export_person",
     responses={200: ResponseSpec(PersonExport, description="All that is known", generate_examples=False)},
 )
 async def export(app: GivenApp, store: GivenStore, person_id: PersonId) -> Stream:
@@ -96,15 +97,18 @@ async def export(app: GivenApp, store: GivenStore, person_id: PersonId) -> Strea
 @delete(
     "/apps/{app_token:str}/people/{person_id:str}",
     summary="Delete a person",
-    operation_id="delete-person",
+    operation_id="delete_person",
     status_code=202,
 )
 async def remove(app: GivenApp, store: GivenStore, key: GivenKey, person_id: PersonId) -> Receipt:
-    """Delete one person everywhere. They are nobody at once; their events go within minutes, and the receipt has
-    `done_at` when the last of it is off the disk. Hits that came before bring nobody back, whenever they are digested.
+    """Delete one person everywhere, with a key that may delete people. They are nobody at once; their events go within
+    minutes, and the receipt has `done_at` when the last of it is off the disk. Hits that came before bring nobody back,
+    whenever they are digested.
     """
+    if not key.may_delete:
+        raise PermissionDeniedException("This API key only reads. Make one that may delete people, too.")
     person = await find_person(app, store, person_id)
-    return receipt(await delete_person(app, person, f"API key {key}…", datetime.now(UTC)))
+    return receipt(await delete_person(app, person, f"API key {key.prefix}…", datetime.now(UTC)))
 
 
 @get("/apps/{app_token:str}/deletions", summary="Receipts of deletions", operation_id="deletions")

@@ -1,5 +1,6 @@
-"""Single events and rejections, newest first."""
+"""The apps, and their single events and rejections, newest first."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -7,8 +8,28 @@ import msgspec
 from litestar import get
 from litestar.params import Parameter
 
+from tenants.apps import list_apps
 from tenants.events import recent_events, recent_rejections
-from web.api.access import Cursor, GivenApp, GivenStore, Limit
+from tenants.tokens import list_tokens, state
+from web.api.access import Cursor, GivenApp, GivenKey, GivenStore, Limit
+
+
+class App(msgspec.Struct):
+    """An app of the account. `tokens` are those that take hits, newest first; any of them names the app here."""
+
+    id: UUID
+    name: str
+    currency: str
+    timezone: str
+    retention_days: int | None
+    created_at: datetime
+    tokens: list[str]
+
+
+class Apps(msgspec.Struct):
+    """All apps that the key reads, oldest first."""
+
+    apps: list[App]
 
 
 class Event(msgspec.Struct):
@@ -51,6 +72,18 @@ class Rejections(msgspec.Struct):
     next: str | None
 
 
+@get("/apps", summary="Apps", operation_id="apps")
+async def listed(key: GivenKey) -> Apps:
+    """The account's apps, or the one that the key is of. `retention_days` is null where events are kept for ever."""
+    now = datetime.now(UTC)
+    found: list[App] = []
+    for app in await list_apps(key.tenant):
+        if key.app in (None, app.id):
+            live = [each.token for each in await list_tokens(app) if state(each, now) in ("live", "ends")]
+            found.append(App(app.id, app.name, app.currency, app.timezone, app.retention_days, app.created_at, live))
+    return Apps(found)
+
+
 @get("/apps/{app_token:str}/events", summary="Events of an app", operation_id="events")
 async def events(
     app: GivenApp,
@@ -74,5 +107,5 @@ async def rejections(app: GivenApp, store: GivenStore, limit: Limit = 100, curso
     return Rejections([Rejection(**row) for row in page.rows], page.next)
 
 
-handlers = [events, rejections]
-ANSWERS = (Events, Rejections)
+handlers = [listed, events, rejections]
+ANSWERS = (Apps, Events, Rejections)

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from litestar import Response, get, post
+from litestar.datastructures import FormMultiDict
 from litestar.params import FromPath
 
-from tenants import accounts, keys, members, sessions
+from tenants import accounts, apps, keys, members, sessions
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import ApiKey, Role
 from web.forms import is_name, text
@@ -310,7 +311,7 @@ async def _keys_page(
     request: AnyRequest,
     me: Me,
     error: InvalidValue | None = None,
-    name: str = "",
+    form: FormMultiDict | None = None,
     made: tuple[ApiKey, str] | None = None,
 ) -> Response[bytes]:
     return await render(
@@ -320,7 +321,8 @@ async def _keys_page(
         tab="keys",
         errors={error.field: str(error)} if error else {},
         keys=await keys.list_keys(me.tenant, datetime.now(UTC)),
-        name=name,
+        options=[(str(app.id), app.name) for app in await apps.list_apps(me.tenant)],
+        form=form or {},
         made=made,
     )
 
@@ -328,11 +330,15 @@ async def _keys_page(
 @post("/account/keys")
 async def create_key(request: AnyRequest, member: Member) -> Response[bytes]:
     """A new key; the page that answers shows it, and no other does."""
-    name = text(await request.form(), "name")
+    form = await request.form()
     try:
-        made = await keys.create_key(member.tenant, name)
+        chosen = text(form, "app")
+        app = await apps.find_app(member.tenant, chosen) if chosen else None
+        made = await keys.create_key(
+            member.tenant, text(form, "name"), app=app, may_delete=text(form, "may_delete") == "1"
+        )
     except InvalidValue as error:
-        return await _keys_page(request, member, error, name)
+        return await _keys_page(request, member, error, form)
     return await _keys_page(request, member, made=made)
 
 
