@@ -262,6 +262,7 @@ async def run(settings: Settings, role: Role) -> None:
             create_app(
                 store,
                 public_url=settings.public_url,
+                signup=settings.signup == "open",
                 pixel_url=settings.pixel_url,
                 version=version("onepx"),
                 secret_key=settings.secret_key,

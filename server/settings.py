@@ -129,12 +129,15 @@ class Settings:
         "(`clickhouses://` with TLS).",
     )
     public_url: str = _setting(_site, "", "Where people reach the pages and the API; `http://HOST:PORT` if not given.")
-    pixel_url: str = _setting(_site, "", "Where pixels are loaded from; `PUBLIC_URL` if not given.")
+    pixel_url: str = _setting(_site, "", "Where pixels are loaded from; `ONEPX_PUBLIC_URL` if not given.")
     secret_key: str = _setting(
         _secret,
         "",
         "Key for what is encrypted at rest; made and kept in the data folder if not given. The same on all machines.",
         secret=True,
+    )
+    signup: str = _setting(
+        _one_of("open", "closed"), "open", "`closed`: accounts come from `onepx tenant create` and invitations only."
     )
     trusted_proxies: int = _setting(
         _hops, "0", "Proxies in front, each adding to `X-Forwarded-For`; with 0 that header is ignored."

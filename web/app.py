@@ -47,12 +47,13 @@ def create_app(
     version: str,
     secret_key: str,
     pixel_url: str = "",
+    signup: bool = True,
     client_address: Callable[[Scope], str] = lambda scope: scope["client"][0] if scope["client"] else "",
 ) -> Litestar:
     """The application over an event store; the control database is bound to the tables already.
 
-    `secret_key` encrypts what must be read again. `client_address` tells whose request it is, through whatever proxies
-    are trusted.
+    `secret_key` encrypts what must be read again; `signup` is whether strangers may make accounts. `client_address`
+    tells whose request it is, through whatever proxies are trusted.
     """
     pixel_url = pixel_url or public_url
     state = State(
@@ -60,6 +61,7 @@ def create_app(
             "event_store": event_store,
             "public_url": public_url,
             "pixel_url": pixel_url,
+            "signup": signup,
             "secure": public_url.startswith("https:"),
             "client_address": client_address,
             "facebook_key": facebook_key(secret_key),
@@ -118,7 +120,7 @@ class _ReferencePage(OpenAPIRenderPlugin):
         page = templates.get_template("api_reference.html")
         context = {"asset": request.app.state.assets.address, "me": None, "notice": None, "request": request}
         schema, site = described(openapi_schema), request.app.state.public_url
-        return page.render(context, schema=schema, site=site, indented=_indented).encode()
+        return page.render(context, schema=schema, site=site, signup=False, indented=_indented).encode()
 
 
 def _indented(example: Any) -> str:

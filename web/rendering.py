@@ -125,6 +125,7 @@ def _common(request: AnyRequest) -> dict[str, Any]:
         "request": request,
         "asset": request.app.state.assets.address,
         "site": request.app.state.public_url,
+        "signup": request.app.state.signup,
     }
 
 

@@ -304,3 +304,21 @@ async def test_over_https_the_cookie_is_bound_to_the_host(site: Site, anonymous:
 )
 def test_where_a_login_may_lead(address: str, allowed: bool) -> None:
     assert here_only(address) == (address if allowed else "/apps")
+
+
+async def test_where_sign_up_is_closed_only_those_invited_come_in(
+    site: Site, owner: httpx.AsyncClient, anonymous: httpx.AsyncClient, alice: Tenant
+) -> None:
+    site.app.state["signup"] = False
+    for page in ("/", "/login", "/api/docs"):
+        assert "/signup" not in (await anonymous.get(page)).text
+    form = {"name": "Eve", "email": "eve@example.org", "password": "long enough!"}
+    for reply in (await anonymous.get("/signup"), await anonymous.post("/signup", data=form)):
+        assert reply.status_code == 403
+        assert "Sign-up is closed here" in reply.text
+    assert not await User.exists().where(User.email == "eve@example.org")
+    assert (await owner.get("/apps")).status_code == 200
+    _, token = await members.invite(alice, "eve@example.org", "viewer", datetime.now(UTC))
+    joined = await anonymous.post(f"/join/{token}", data={"name": "Eve", "password": "long enough!"})
+    assert joined.status_code == 303
+    assert (await anonymous.get("/apps")).status_code == 200

@@ -51,17 +51,26 @@ async def _logged_in(
     return response
 
 
+async def _closed(request: AnyRequest) -> Response[bytes]:
+    detail = "Whoever runs this server makes the accounts. Somebody who has one can invite you to theirs."
+    return await render(request, "error.html", 403, title="Sign-up is closed here", detail=detail)
+
+
 @get("/signup")
 async def sign_up_page(request: AnyRequest) -> Response[bytes]:
     """The form of a new account."""
     if await maybe_me(request):
         return go("/apps")
+    if not request.app.state.signup:
+        return await _closed(request)
     return await render(request, "accounts/signup.html", form=None, errors={}, taken=False)
 
 
 @post("/signup")
 async def sign_up(request: AnyRequest) -> Response[bytes]:
     """A new account, with an app that shows its snippet next."""
+    if not request.app.state.signup:
+        return await _closed(request)
     form = await request.form()
     try:
         tenant, user, app, _ = await accounts.sign_up(
