@@ -169,7 +169,7 @@ async def _no_pages(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _keep_last_used(pixel: Pixel) -> None:
-    """Write down now and then when tokens were last used. What is lost with the process is a minute's."""
+    """Write down now and then when tokens were last used. What is lost with the process is half a minute's."""
     while True:
         await asyncio.sleep(_LAST_USED_SECONDS)
         await _write_last_used(pixel)

@@ -714,7 +714,7 @@ class Digester:
         await self._inserts.insert("traffic", traffic_rows(found.traffic, batch.limited), token)
         state.finish(batch, found.failed)
         if found.failed:
-            log.error("hits set aside; see `onepx digest`", hits=len(found.failed))
+            log.error("hits set aside; see `onepx digest show`", hits=len(found.failed))
         self._clean_up(state)
 
     async def _store_rows(self, batch: Batch, found: Understood) -> None:

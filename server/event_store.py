@@ -353,10 +353,6 @@ class EventStore:
 
         return self._run(compare)
 
-    def ping(self) -> None:
-        """Raises EventStoreUnavailable when the store does not answer."""
-        self._run(lambda client: client.command("SELECT 1"))
-
     def close(self) -> None:
         """Close all clients; the embedded engine flushes and lets go of its folder."""
         for stream in list(self._streams):

@@ -46,7 +46,6 @@ class Operations:
     store: EventStore | None = None
     digest: DigestProcess | None = None
     failing: dict[str, float] = field(default_factory=dict[str, float])
-    started: float = field(default_factory=time.time)
     _backlog: Backlog | None = None
     _measuring: asyncio.Task[JournalState] | None = None
 

@@ -91,7 +91,7 @@ class Pixel:
         self, routes: Routes, limiter: Limiter, journal: Journal, outcomes: Outcomes, trusted_proxies: int
     ) -> None:
         self.figures = PixelFigures()
-        # When each token was last used (Unix seconds), since somebody took what was here: see last_used in app.py.
+        # When each token was last used (Unix seconds), since somebody took what was here: `_keep_last_used` in app.py.
         self.used: dict[str, float] = {}
         self._routes = routes
         self._limiter = limiter

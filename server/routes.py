@@ -33,8 +33,6 @@ class Routes:
     def __init__(self) -> None:
         self.by_token: dict[str, Route] = {}
         self.by_app: dict[bytes, Route] = {}
-        # When the last update that worked began, by time.monotonic; 0 before the first.
-        self.fresh_at = 0.0
         # Of the newest change that is in here.
         self.revision = 0
         # App of every token, ended ones too: the row of a deleted app no longer says which it was.
@@ -79,7 +77,6 @@ class Routes:
             await self._update()
 
     async def _update(self) -> None:
-        began = time.monotonic()
         async with asyncio.timeout(_QUERY_SECONDS):
             changed = await unscoped_routes(self.revision)
         for route in changed:
@@ -93,7 +90,6 @@ class Routes:
             if not route.revoked:
                 self.by_token[route.token] = route
             self._unknown.pop(route.token, None)
-        self.fresh_at = began
 
     async def keep_fresh(self) -> None:
         """Refresh for ever. While the control database is away, what is known goes on being used."""

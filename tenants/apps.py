@@ -126,7 +126,7 @@ async def remove_app(app_id: UUID) -> None:
 
 
 def timezones() -> list[str]:
-    """The time zones to choose from: UTC, then every place; older names are understood but not offered."""
+    """The time zones to choose from: UTC, then every place, some by an older name, too; other names are understood."""
     return ["UTC", *sorted(zone for zone in _timezones() if "/" in zone and not zone.startswith("Etc/"))]
 
 

@@ -1,6 +1,6 @@
 """Static files, addressed by the hash of what they hold: browsers keep them for ever, and a release is seen at once.
 
-All are read and compressed at the start (some 200 kB); a file that changes while the server runs is not seen.
+All are read and compressed at the start (some 150 kB); a file that changes while the server runs is not seen.
 """
 
 import gzip
