@@ -28,6 +28,7 @@ from tenants.tables import (
     Tenant,
     User,
     clean_name,
+    fresh_id,
     lock_user,
     transaction,
 )
@@ -103,7 +104,7 @@ async def create_tenant(name: str, email: str, password: str | None) -> tuple[Te
 
 async def _add_tenant(name: str, email: str, password_hash: str | None) -> tuple[Tenant, User]:
     user = await add_user(name, email, password_hash)
-    tenant = Tenant(name=name)
+    tenant = Tenant(name=name, **await fresh_id())
     await tenant.save()
     await Membership(tenant=tenant.id, user=user.id, role=Role.OWNER).save()
     return tenant, user
@@ -111,7 +112,7 @@ async def _add_tenant(name: str, email: str, password_hash: str | None) -> tuple
 
 async def add_user(name: str, email: str, password_hash: str | None) -> User:
     """A new user with a clean name and e-mail, inside a transaction that makes them a member. Raises EmailTaken."""
-    user = User(email=email, name=name, password_hash=password_hash)
+    user = User(email=email, name=name, password_hash=password_hash, **await fresh_id())
     # Not an error caught after the fact: on PostgreSQL that would have ended the transaction.
     if not await User.insert(user).on_conflict(target=User.email, action="DO NOTHING").returning(User.id):
         raise EmailTaken("email", _TAKEN)

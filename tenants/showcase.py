@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tenants import apps, tokens
 from tenants.accounts import RESERVED, add_user
-from tenants.tables import App, AppToken, Membership, Role, Tenant, User, transaction
+from tenants.tables import App, AppToken, Membership, Role, Tenant, User, fresh_id, transaction
 
 EMAIL = f"showcase{RESERVED}"
 _TENANT = "onepx"
@@ -69,7 +69,7 @@ async def _tenant_id() -> int:
     if membership is not None:
         return membership.tenant
     user: User = await add_user(_TENANT, EMAIL, None)
-    tenant = Tenant(name=_TENANT, rate=_RATE, burst=_BURST)
+    tenant = Tenant(name=_TENANT, rate=_RATE, burst=_BURST, **await fresh_id())
     await tenant.save()
     await Membership(tenant=tenant.id, user=user.id, role=Role.OWNER).save()
     return tenant.id

@@ -441,6 +441,23 @@ def transaction() -> AbstractAsyncContextManager[Any]:
     return Tenant._meta.db.transaction(allow_nested=False)
 
 
+async def fresh_id() -> dict[str, Any]:
+    """The id of a new tenant or user, which none had before; inside a transaction. PostgreSQL gives it itself.
+
+    SQLite gives the id of the newest row, once that is deleted, to the next: whatever still names the one would be the
+    other's. What was given last is in the file's header.
+    """
+    if Tenant._meta.db.engine_type != "sqlite":
+        return {}
+    rows: list[dict[str, int]] = await Tenant.raw(
+        "SELECT 1 + max(user_version, (SELECT coalesce(max(id), 0) FROM tenant), "
+        "(SELECT coalesce(max(id), 0) FROM users)) AS fresh FROM pragma_user_version"
+    )
+    fresh = rows[0]["fresh"]
+    await Tenant.raw(f"PRAGMA user_version = {fresh}")
+    return {"id": fresh}
+
+
 async def lock(tenant: Tenant) -> None:
     """Have others that lock the tenant wait until this transaction ends, to see what it did; raises NotFound."""
     if not await Tenant.raw("UPDATE tenant SET name = name WHERE id = {} RETURNING id", tenant.id):

@@ -4,6 +4,7 @@ Rights are decided here and nowhere else: a handler says by a parameter whom it 
 like. What belongs to another tenant is not found, as what does not exist.
 """
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,9 @@ from tenants import sessions
 from tenants.apps import find_app
 from tenants.tables import App, Role, Session, Tenant, User
 
+# A form of ours is a kilobyte.
+_FORM_SECONDS = 20.0
+
 AnyRequest = Request[None, None, State]
 
 
@@ -26,9 +30,15 @@ class FormRequest(Request[Any, Any, Any]):
     """A request whose form is refused, not a failure of ours, where its encoding is none."""
 
     async def form(self) -> FormMultiDict:
-        """As of Request. Raises ClientException."""
+        """As of Request. Raises ClientException, also where it does not come in time."""
+        # Dependencies are asked for at once, and what has come is handed to one reader only.
+        if (lock := self.state.get("reading")) is None:
+            lock = self.state.reading = asyncio.Lock()
         try:
-            return await super().form()
+            async with asyncio.timeout(_FORM_SECONDS), lock:
+                return await super().form()
+        except TimeoutError:
+            raise ClientException("This form took too long to be sent.", status_code=408) from None
         except (LookupError, UnicodeError):
             raise ClientException("This form is in an encoding that cannot be read.") from None
 
@@ -83,6 +93,10 @@ def session_token(request: AnyRequest) -> str | None:
 async def maybe_me(request: AnyRequest) -> Me | None:
     """Who is logged in, if anybody; asked of the database once a request."""
     if "me" not in request.state:
+        if request.method == "POST":
+            # Who asks is looked up once all is there: whoever holds the end of a form back would keep rights that were
+            # taken from them meanwhile.
+            await request.form()
         token = session_token(request)
         found = await sessions.find(token, datetime.now(UTC)) if token else None
         request.state.me = found and Me(found.user, found.tenant, found.role, found.session)

@@ -250,6 +250,18 @@ async def test_of_several_tenants_of_one_owner_one_is_named(database: Database, 
     assert (await accounts.tenant_by_email("bob@example.org")).id == bob.id
 
 
+async def test_no_number_of_a_tenant_or_user_is_given_twice(database: Database) -> None:
+    """Whatever names one that is gone would else be the next one's."""
+    tenants, users = set[int](), set[int]()
+    for number in range(3):
+        tenant, user = await accounts.create_tenant("Shop", f"shop{number}@example.org", None)
+        tenants.add(tenant.id)
+        users.add(user.id)
+        await accounts.delete_tenant(tenant)
+    assert (len(tenants), len(users)) == (3, 3)
+    assert not await User.exists()
+
+
 async def test_a_viewer_is_not_found_as_the_owner(database: Database, alice: Tenant, bob: Tenant) -> None:
     bobs = await User.objects().get(User.email == "bob@example.org")
     assert bobs is not None

@@ -3,10 +3,11 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import httpx
@@ -309,4 +310,27 @@ async def test_numbers_that_are_none_are_not_found(owner: httpx.AsyncClient, thi
     for path in ("/account/keys/{}/revoke", "/account/sessions/{}/end", "/account/invitations/{}/withdraw"):
         reply = await owner.post(path.format(number), data=FORM)
         assert reply.status_code == 404
+    assert await everything() == before
+
+
+@pytest.mark.parametrize("path", CHANGES)
+async def test_whoever_holds_the_end_of_a_form_back_keeps_no_right(
+    member: httpx.AsyncClient, things: Things, alice: Tenant, path: str
+) -> None:
+    """The rights count that they have when all of it has come."""
+    form = urlencode(FORM).encode()
+    user = await User.objects().get(User.email == "member@example.org")
+    assert user is not None
+    before: dict[str, list[dict[str, Any]]] = {}
+
+    async def held() -> AsyncIterator[bytes]:
+        yield form[:10]
+        await members.remove(alice, user.id)
+        before.update(await everything())
+        yield form[10:]
+
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Length": str(len(form))}
+    reply = await member.post(things.fill(path), content=held(), headers=headers)
+    assert (reply.status_code, reply.headers.get("location")) == (303, "/login")
+    assert before
     assert await everything() == before
