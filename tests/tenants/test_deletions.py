@@ -32,7 +32,7 @@ from tenants.deletions import (
 )
 from tenants.erasures import Store, unscoped_erase_apps, unscoped_expire
 from tenants.errors import NotFound, Unavailable
-from tenants.events import event_row, rejection_row
+from tenants.events import NOBODY, event_row, rejection_row
 from tenants.forgotten import ForgottenKeys, unscoped_forgotten, unscoped_purge_forgotten
 from tenants.hits import Event, Rejection, decode, identifiers_in
 from tenants.identifiers import known, owner_of
@@ -350,6 +350,19 @@ async def test_what_others_sent_with_an_address_that_ends_alike_stays(shop: Hits
     assert [row["person"] for row in rows] == [*theirs, mentioned]
     assert [row["email"] for row in rows] == [f"jo{ANN}", f"x.{ANN}", f"{ANN}.au", ""]
     assert [bool(row["query"]) for row in rows] == [True, True, True, False]
+
+
+async def test_somebody_with_many_addresses_goes_altogether(shop: Hits) -> None:
+    addresses = [f"ann.{number}@example.org" for number in range(45)]
+    person = NOBODY
+    for address in addresses:
+        person = await shop(uuid4(), uuid="1", email=address)
+    for address in (addresses[0], addresses[25], addresses[44]):
+        await shop(rejected=True, query=f"event_token=&note={address}")
+    kept = await shop(rejected=True, query="event_token=&note=joann.0@example.org")
+    await removed(shop, await delete_person(shop.app, person, "Alice", datetime.now(UTC)))
+    rows = await shop.store.query("SELECT id FROM rejections WHERE app_id = {app:UUID}", {"app": str(shop.app.id)})
+    assert [row["id"] for row in rows] == [kept]
 
 
 async def test_a_deletion_that_fails_holds_up_no_other(shop: Hits, monkeypatch: pytest.MonkeyPatch) -> None:
