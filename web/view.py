@@ -31,6 +31,9 @@ PERIODS: dict[Name, str] = {
     "custom": "Chosen days",
 }
 _EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}
+# Eight steps with all filters that there may be, and the fields of their forms. What cannot be used is left out one by
+# one, which takes the longer the more there is.
+_MOST_PAIRS = 200
 # What people call identifiers, which are no values of events.
 _OF_PEOPLE = ("email", "e-mail", "uuid", "fbid")
 _COLUMN_NAMES = {"event_token": "event token", "referrer_host": "referrer", "event_id": "event id"}
@@ -139,8 +142,8 @@ class View(msgspec.Struct, frozen=True):
 
 
 def pairs_of(request: AnyRequest) -> list[tuple[str, str]]:
-    """The parameters of the address in their order, which Litestar's own list does not keep."""
-    return parse_qsl(request.url.query, keep_blank_values=True)
+    """The parameters of the address in their order, which Litestar's own list does not keep; as many as may be used."""
+    return parse_qsl(request.url.query, keep_blank_values=True)[:_MOST_PAIRS]
 
 
 class Pairs(Protocol):

@@ -215,6 +215,23 @@ async def test_the_periods_form_and_filters_keep_the_funnel(owner: httpx.AsyncCl
     assert added.headers["location"] == f"/apps/{shop.id}/funnel?params.plan=pro&{FUNNEL}"
 
 
+def test_a_funnel_of_nothing_but_faults_is_given_up() -> None:
+    pairs = [("step1", "view"), *((f"step1.params.a.b.c.d.e.{number}", "1") for number in range(19)), ("step2", "buy")]
+    form = read_form(pairs)
+    assert [step.event_token for step in form.steps] == ["view", "buy"]
+    form = read_form([*pairs, *((f"step2.params.a.b.c.d.e.{number}", "1") for number in range(100))])
+    assert [step.event_token for step in form.steps] == ["", ""]
+    assert "left out (step1.params.a.b.c.d.e.0)" in form.problem
+
+
+async def test_an_address_without_end_is_read_in_part(owner: httpx.AsyncClient, shop: App) -> None:
+    asked = "&".join(f"params.f{number}=1" for number in range(1_000))
+    page = await owner.get(f"/apps/{shop.id}/funnel?{asked}&step1=view")
+    assert page.status_code == 200
+    assert "Use 30 filters at most." in page.text
+    assert 'value="view"' not in page.text
+
+
 def test_an_address_is_no_form_that_was_sent() -> None:
     assert not was_sent([("step1", "a"), ("step1.params.how", "x")])
     assert was_sent([("step1", "a"), ("step1.how", "is")])

@@ -95,6 +95,10 @@ def was_sent(pairs: Pairs) -> bool:
     return any(name == "do" or _HOW.fullmatch(name) for name, _ in pairs)
 
 
+# Whoever has more made them up: each has all be read once more.
+_MOST_PROBLEMS = 20
+
+
 def read_form(pairs: Pairs) -> Form:
     """The form that an address holds, or that was sent, after what its button does."""
     sent = dict(reversed(pairs))
@@ -125,15 +129,16 @@ def read_form(pairs: Pairs) -> Form:
 def _usable(pairs: Pairs) -> tuple[list[Step], str]:
     """The steps without what cannot be used of them, and a sentence about the first of that."""
     problem = ""
-    while True:
+    for _ in range(_MOST_PROBLEMS):
         try:
             return list(steps_of(pairs)), problem
         except InvalidValue as error:
             problem = problem or f"A part of the funnel was left out ({error.field}): {error}"
             kept = [pair for pair in pairs if pair[0].removesuffix("!") != error.field.removesuffix("!")]
             if len(kept) == len(pairs):
-                return [], problem
+                break
             pairs = kept
+    return [], problem
 
 
 def _with_new_filter(step: Step, number: int, sent: Mapping[str, str]) -> Step:
