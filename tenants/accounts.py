@@ -229,6 +229,8 @@ async def change_email(user: User, email: str, current_password: str, *, address
     """
     email = clean_email(email)
     await _check_current(user, current_password, address, now)
+    # As signing up it tells whether an address has an account.
+    await tries.begin_sign_up(address, now)
     async with transaction():
         # Two at once on PostgreSQL: the unique index stops the second, who may try again and is told here.
         if await User.exists().where(User.email == email, User.id != user.id):

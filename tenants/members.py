@@ -11,6 +11,7 @@ import secrets
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from tenants import tries
 from tenants.accounts import add_user, clean_email, hash_password, remove_user_without_tenant
 from tenants.errors import EmailTaken, InvalidValue, NotFound
 from tenants.tables import (
@@ -60,6 +61,8 @@ async def change_role(tenant: Tenant, user_id: int, role: str) -> None:
     async with transaction():
         membership = await _membership(tenant, user_id, stays_owner=new == Role.OWNER)
         await Membership.update({Membership.role: new}).where(Membership.id == membership.id)
+        if new != Role.OWNER:
+            await _withdraw_all(tenant, membership)
 
 
 async def remove(tenant: Tenant, user_id: int) -> None:
@@ -72,16 +75,24 @@ async def remove(tenant: Tenant, user_id: int) -> None:
         # Before their sessions, as whoever logs in.
         await lock_user(user_id)
         await Membership.delete().where(Membership.id == membership.id)
+        await _withdraw_all(tenant, membership)
         await Session.update({Session.tenant: None}).where(Session.tenant == tenant.id, Session.user == user_id)
         await remove_user_without_tenant(user_id)
+
+
+async def _withdraw_all(tenant: Tenant, was: Membership) -> None:
+    """Withdraw the tenant's invitations where an owner is none any more: they may know the links."""
+    if was.role == Role.OWNER:
+        await Invitation.delete().where(Invitation.tenant == tenant.id)
 
 
 async def invite(tenant: Tenant, email: str, role: str, now: datetime) -> tuple[Invitation, str]:
     """An invitation and the token of its link, which cannot be had again; it replaces one for the same address.
 
-    Raises InvalidValue for the e-mail, also where it is a member's or too many belong here, or the role.
+    Raises InvalidValue for the e-mail, also where it is a member's or too many belong here, or the role; TooManyTries.
     """
     email = clean_email(email)
+    await tries.begin_invitation(tenant.id, now)
     token = secrets.token_urlsafe(32)
     invitation = Invitation(
         tenant=tenant.id,

@@ -1,4 +1,4 @@
-"""How often something may be tried: logins of a mailbox, logins and sign-ups of an address.
+"""How often something may be tried: logins of a mailbox, logins and sign-ups of an address, invitations of a tenant.
 
 A try is counted before the password is looked at, by one statement, so that guesses sent at once, to several processes,
 cannot slip through between the look and the count. A window begins with the first try in it. What may be tried again at
@@ -29,7 +29,12 @@ _LOGINS_OF_ADDRESS = _Limit("logins of address", 30, timedelta(minutes=15))
 # A class in one room signs up; a script gets bored.
 _SIGN_UPS_OF_ADDRESS = _Limit("sign-ups of address", 20, timedelta(hours=1))
 
-_LONGEST_WINDOW = max(limit.window for limit in (_LOGINS_OF_MAILBOX, _LOGINS_OF_ADDRESS, _SIGN_UPS_OF_ADDRESS))
+# A whole company at once; whoever asks which addresses have an account gets bored.
+_INVITATIONS_OF_TENANT = _Limit("invitations of tenant", 60, timedelta(hours=1))
+
+_LONGEST_WINDOW = max(
+    limit.window for limit in (_LOGINS_OF_MAILBOX, _LOGINS_OF_ADDRESS, _SIGN_UPS_OF_ADDRESS, _INVITATIONS_OF_TENANT)
+)
 
 
 async def begin_login(email: str, address: str, now: datetime) -> None:
@@ -50,6 +55,11 @@ async def login_succeeded(email: str, address: str) -> None:
 async def begin_sign_up(address: str, now: datetime) -> None:
     """Count a sign-up from this address. Raises TooManyTries."""
     await _count(_SIGN_UPS_OF_ADDRESS, network(address), now)
+
+
+async def begin_invitation(tenant_id: int, now: datetime) -> None:
+    """Count an invitation, whose link says whether the address has an account. Raises TooManyTries."""
+    await _count(_INVITATIONS_OF_TENANT, str(tenant_id), now)
 
 
 async def _count(limit: _Limit, whose: str, now: datetime) -> None:

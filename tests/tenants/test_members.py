@@ -7,7 +7,7 @@ import pytest
 
 from server.database import Database
 from tenants import accounts, members, sessions
-from tenants.errors import EmailTaken, InvalidValue, NotFound
+from tenants.errors import EmailTaken, InvalidValue, NotFound, TooManyTries
 from tenants.tables import Invitation, Membership, Role, Tenant, User
 
 NOW = datetime(2027, 3, 1, 12, 0, 0, 5, UTC)
@@ -167,6 +167,37 @@ async def test_a_changed_role_counts_at_once(database: Database, alice: Tenant, 
     assert await roles(bob) == {"bob@example.org": Role.OWNER}
     with pytest.raises(InvalidValue):
         await members.change_role(alice, bobs.id, "king")
+
+
+@pytest.mark.parametrize("goes", [True, False])
+async def test_an_owner_who_is_none_any_more_leaves_no_invitation(
+    database: Database, alice: Tenant, bob: Tenant, goes: bool
+) -> None:
+    """They may know the links, and be who is invited."""
+    bobs = await user_of(bob)
+    _, token = await members.invite(alice, "bob@example.org", "owner", NOW)
+    await members.join(token, bobs, NOW)
+    _, token = await members.invite(alice, "bobs.other@example.org", "owner", NOW)
+    await members.invite(bob, "of@bob.example.org", "viewer", NOW)
+    await (members.remove(alice, bobs.id) if goes else members.change_role(alice, bobs.id, "member"))
+    with pytest.raises(NotFound):
+        await members.join_as_new(token, "Bob", PASSWORD, NOW)
+    assert len(await members.list_invitations(bob, NOW)) == 1
+    # Whoever was no owner could not invite anybody.
+    if not goes:
+        await members.invite(alice, "new@example.org", "viewer", NOW)
+        await members.remove(alice, bobs.id)
+        assert len(await members.list_invitations(alice, NOW)) == 1
+
+
+async def test_invitations_are_so_many_an_hour(database: Database, alice: Tenant, bob: Tenant) -> None:
+    """Each link says whether the address has an account."""
+    for number in range(60):
+        await members.invite(alice, f"somebody{number % 3}@example.org", "viewer", NOW)
+    with pytest.raises(TooManyTries):
+        await members.invite(alice, "one.more@example.org", "viewer", NOW)
+    await members.invite(bob, "one.more@example.org", "viewer", NOW)
+    await members.invite(alice, "one.more@example.org", "viewer", NOW + timedelta(hours=1, seconds=1))
 
 
 async def test_the_last_owner_stays_one(database: Database, alice: Tenant, bob: Tenant) -> None:

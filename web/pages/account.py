@@ -25,8 +25,9 @@ NOTICES.update(
         "email-changed": "Your e-mail address is changed. Log in with it from now on.",
         "session-ended": "That session is ended.",
         "sessions-ended": "You are logged out everywhere else.",
-        "role-changed": "The role is changed. It counts from now on.",
-        "member-removed": "They no longer belong to this account. API keys that they know go on working: revoke those.",
+        "role-changed": "The role is changed. With an owner less, open invitations are withdrawn.",
+        "member-removed": "They no longer belong to this account. API keys that they know go on working: revoke those. "
+        "If they were an owner, open invitations are withdrawn.",
         "withdrawn": "The invitation is withdrawn. Its link opens nothing now.",
         "key-revoked": "The key is revoked. Programs with it are answered 401 from now on.",
         "left": "You left the account.",
