@@ -3,7 +3,10 @@
 The API's keys are given out by members: it shows all.
 """
 
+import hashlib
 import re
+import secrets
+from collections.abc import Sequence
 from urllib.parse import unquote
 
 from jinja2 import pass_context
@@ -11,6 +14,7 @@ from jinja2.runtime import Context
 
 from web.guards import Me
 
+_SALT = secrets.token_bytes(32)
 # Where an address may be in other text, and in a query only in the one value: better too much than too little. The text
 # is taken apart in one pass, since strangers wrote it.
 _RUN = re.compile(r"""[^\s"<>(),;:\\]+""")
@@ -81,4 +85,12 @@ def _is_shown(name: str) -> bool:
     return unquote(name).strip().lower().rpartition("amp;")[2] in _SHOWN
 
 
-FILTERS = {"email": email, "private": private, "private_query": private_query}
+@pass_context
+def unordered(context: Context, texts: Sequence[str]) -> Sequence[str]:
+    """The same texts, for viewers in no order that tells them apart: who can have some added could compare."""
+    if _whole(context):
+        return texts
+    return sorted(texts, key=lambda text: hashlib.blake2b(text.encode(errors="replace"), key=_SALT).digest())
+
+
+FILTERS = {"unordered": unordered, "email": email, "private": private, "private_query": private_query}

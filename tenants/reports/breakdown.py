@@ -11,7 +11,7 @@ import msgspec
 from tenants.events import Queries
 from tenants.reports.filters import Filters, field_of
 from tenants.reports.period import Period
-from tenants.reports.sql import PERSONS, rows_of, share_of, value_of
+from tenants.reports.sql import PERSONS, in_order, rows_of, share_of, value_of
 from tenants.tables import App
 
 
@@ -68,7 +68,7 @@ async def breakdown(
 # Up to so many values, one query tells all about each of them; beyond, the first one gives up at once.
 _FEW = 1_000
 _GIVE_UP = f"SETTINGS max_rows_to_group_by = {_FEW}, group_by_overflow_mode = 'break'"
-_TOP = "ORDER BY events DESC, missing DESC, text LIMIT {limit:UInt32}"
+_TOP = f"ORDER BY events DESC, missing DESC, {in_order('text')} LIMIT {{limit:UInt32}}"
 _OF_ALL = "sum(events) OVER () AS whole, count() OVER () AS known, max(startsWith(text, '[')) OVER () AS lists"
 # Beyond, a value is its hash, whose lowest bit says whether it looks like a list. One number holds how often it came,
 # up to 2^28 times, and the beginning of its hash.

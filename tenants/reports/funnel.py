@@ -23,7 +23,7 @@ from tenants.events import Queries
 from tenants.reports.filters import MAX_CONDITIONS, MAX_SLOW_FIELDS, Filters, field_of, filters_of
 from tenants.reports.period import Period
 from tenants.reports.retention import checked_token
-from tenants.reports.sql import PERSON, SOMEBODY, Parameters, rows_of, seconds, share_of, value_of
+from tenants.reports.sql import PERSON, SOMEBODY, Parameters, in_order, rows_of, seconds, share_of, value_of
 from tenants.tables import App
 
 Unit = Literal["minutes", "hours", "days"]
@@ -187,7 +187,7 @@ async def _values(
     named = f"cityHash64({value.text}, {value.missing})"
     found = await store.query(
         f"SELECT {value.text} AS text, {value.missing} AS missing, {named} AS named {rows} GROUP BY text, missing "
-        f"ORDER BY count() DESC, missing DESC, text LIMIT {MAX_VALUES}",
+        f"ORDER BY count() DESC, missing DESC, {in_order('text')} LIMIT {MAX_VALUES}",
         parameters | value.parameters,
         app.tenant,
     )

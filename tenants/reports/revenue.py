@@ -14,7 +14,7 @@ from tenants.reports.compared import Compared, has_before
 from tenants.reports.filters import Filters, currency_of, field_of
 from tenants.reports.money import divided
 from tenants.reports.period import Interval, Period
-from tenants.reports.sql import PERSON_ID, bucket, persons_if, rows_of, starts_of, value_of
+from tenants.reports.sql import PERSON_ID, bucket, in_order, persons_if, rows_of, starts_of, value_of
 from tenants.tables import App
 
 _SUMS = (
@@ -136,7 +136,7 @@ async def revenue_by(
     found = await store.query(
         f"SELECT *, count() OVER () AS known FROM (SELECT {value.each} AS text, {value.missing} AS missing, "
         f"{_SUMS}, {_BUYERS} {rows} GROUP BY text, missing) "
-        "ORDER BY net DESC, missing, text LIMIT {limit:UInt32}",
+        f"ORDER BY net DESC, missing, {in_order('text')} LIMIT {{limit:UInt32}}",
         parameters | value.parameters | {"limit": limit},
         app.tenant,
     )

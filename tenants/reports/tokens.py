@@ -6,7 +6,7 @@ from tenants.events import Queries
 from tenants.reports.compared import Compared, has_before
 from tenants.reports.filters import Filters
 from tenants.reports.period import Period
-from tenants.reports.sql import PERSONS, rows_of, share_of
+from tenants.reports.sql import PERSONS, in_order, rows_of, share_of
 from tenants.tables import App
 
 
@@ -34,7 +34,7 @@ async def tokens(app: App, store: Queries, period: Period, filters: Filters, lim
     counted = f"SELECT event_token, count() AS events, {PERSONS} AS persons {rows} GROUP BY event_token"
     found = await store.query(
         f"SELECT *, sum(events) OVER () AS whole, count() OVER () AS known FROM ({counted}) "
-        "ORDER BY events DESC, event_token LIMIT {limit:UInt32}",
+        f"ORDER BY events DESC, {in_order('event_token')} LIMIT {{limit:UInt32}}",
         parameters,
         app.tenant,
     )

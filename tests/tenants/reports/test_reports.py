@@ -113,6 +113,22 @@ async def test_an_app_without_hits_has_reports_of_nothing(shop: Shop) -> None:
     assert not await has_hits(app, store)
 
 
+async def test_what_may_be_an_address_has_no_place_that_tells_of_it(shop: Shop) -> None:
+    """Viewers see addresses masked, and may send guesses."""
+    addresses = [f"a{letter}@example.org" for letter in "bcdefghijk"] + [f"a{letter}%40example.org" for letter in "bcd"]
+    for each in (*addresses, "zoe", "abe"):
+        shop.hit("view", days_ago(1), person=ANN, params={"who": each})
+    await shop.store()
+    found = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "params.who")
+    values = [value.value or "" for value in found.values]
+    assert sorted(values) == sorted([*addresses, "zoe", "abe"])
+    assert [value for value in values if value in ("zoe", "abe")] == ["abe", "zoe"]
+    placed = [value for value in values if value in addresses]
+    assert placed != sorted(placed)
+    again = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "params.who")
+    assert [value.value for value in again.values] == values
+
+
 async def test_series_have_a_number_for_every_bucket(visited: Shop) -> None:
     found = await series(visited.app, visited.events, visited.period(period="7d"), EVERYTHING)
     assert [bucket.hour for bucket in found.buckets] == [0] * 7
