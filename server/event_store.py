@@ -110,6 +110,7 @@ class _Turn:
 
     def __init__(self) -> None:
         self.readers = asyncio.Semaphore(_READERS - 1)
+        self.one = asyncio.Lock()
         self.waiting = 0
 
 
@@ -196,7 +197,9 @@ class EventStore:
             raise Busy("too many reports of this tenant are asked for at once")
         turn.waiting += 1
         try:
-            async with turn.readers:
+            # One at a time while hits come in: reports take turns then, and a reader that waits is one less for others.
+            one = turn.one if time.monotonic() < self._busy_until else contextlib.nullcontext()
+            async with turn.readers, one:
                 return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, read)
         finally:
             turn.waiting -= 1

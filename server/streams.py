@@ -21,6 +21,8 @@ _CHUNK_BYTES = 256 * 1024
 _STALLED_SECONDS = 120.0
 # Who takes less in as long, 17 kB a second, holds one as well.
 _LEAST_BYTES = 2 * 1024**2
+# Its first bytes wait for so long to be asked for: the answer to HEAD is none, and who asked may be gone by then.
+_BEGIN_SECONDS = 15.0
 _END_SECONDS = 0.5
 
 
@@ -55,6 +57,13 @@ class ByteStream:
         except BaseException:
             self.close()
             raise
+        self._close_in(_BEGIN_SECONDS)
+
+    def _close_in(self, seconds: float) -> None:
+        # Not a method of ours: a timer that held us would keep us from being dropped.
+        dropped: weakref.ref[ByteStream] = weakref.ref(self)
+        self._stalled = asyncio.get_running_loop().call_later(seconds, _close, dropped)
+        self._handed_at = time.monotonic()
 
     def __aiter__(self) -> "ByteStream":
         return self
@@ -72,11 +81,8 @@ class ByteStream:
         if not chunk:
             self.close()
             raise StopAsyncIteration
-        # Not a method of ours: a timer that held us would keep us from being dropped.
-        dropped: weakref.ref[ByteStream] = weakref.ref(self)
-        self._stalled = asyncio.get_running_loop().call_later(_STALLED_SECONDS, _close, dropped)
+        self._close_in(_STALLED_SECONDS)
         self._taken_bytes += len(chunk)
-        self._handed_at = time.monotonic()
         return chunk
 
     async def _next(self) -> bytes:

@@ -343,6 +343,19 @@ async def test_who_goes_away_before_the_first_bytes_leaves_nothing_behind(event_
         await until_idle(event_store)
 
 
+async def test_what_nobody_begins_to_read_loses_the_place(
+    event_store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for with HEAD, say."""
+    monkeypatch.setattr("server.streams._BEGIN_SECONDS", 0.1)
+    shop = app()
+    await insert_many(event_store, shop, ROWS)
+    stream = await start(event_store, shop)
+    await until_idle(event_store)
+    with pytest.raises(ConnectionAbortedError):
+        await everything(stream)
+
+
 async def test_who_reads_nothing_for_long_loses_the_place(
     event_store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
