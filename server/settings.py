@@ -146,7 +146,10 @@ class Settings:
         _size, "10G", "Most that hits not yet digested may take on disk; beyond it pixels answer 503."
     )
     metrics_token: str = _setting(
-        _secret, "", "If given, `/metrics` wants it as `Authorization: Bearer …`.", secret=True
+        _secret,
+        "",
+        "What `/metrics` wants as `Authorization: Bearer …`; without it only this machine may ask.",
+        secret=True,
     )
     graph_url: str = _setting(_site, "https://graph.facebook.com", "Where Facebook's Graph API is asked.")
     graph_version: str = _setting(_graph_version, "v24.0", "Version of the Graph API that is asked for.")
