@@ -25,27 +25,24 @@ NOTICES: dict[str, str] = {
     "saved": "Saved.",
 }
 
+# As a browser's Intl.NumberFormat writes them, which chart.js asks.
+_UNITS = ((12, "T"), (9, "B"), (6, "M"))
 _NOTICE_SECONDS = 30
 _REPLACED_SECONDS = 3
 _ONCE_MORE = "~"
 
 
 def number(value: int) -> Markup:
-    """`1234567` as `1.23 M`, the exact figure on hover; up to 9,999 it is exact itself."""
+    """`1234567` as `1.23M`, rounded, the exact figure on hover; up to 999,999 it is exact itself."""
     exact = f"{value:,}"
-    for size, letter in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if abs(value) >= size and abs(value) > 9_999:
-            return Markup('<span class="number" title="{}">{}\u202f{}</span>').format(
-                exact, _three_digits(value, size), letter
-            )
-    return Markup('<span class="number">{}</span>').format(exact)
-
-
-def _three_digits(value: int, size: int) -> str:
-    decimals = 2 if abs(value) < 10 * size else 1 if abs(value) < 100 * size else 0
-    # Downwards: 999,999 must not read as 1,000 k.
-    cut = abs(value) * 10**decimals // size
-    return ("-" if value < 0 else "") + f"{Decimal(cut).scaleb(-decimals):.{decimals}f}"
+    if abs(value) < 10**6:
+        return Markup('<span class="number">{}</span>').format(exact)
+    # To three digits before a unit is chosen: 999,999,999 is 1.00B, not 1,000M.
+    rounded = round(value, 3 - len(str(abs(value))))
+    power, letter = next((power, letter) for power, letter in _UNITS if abs(rounded) >= 10**power)
+    digits = max(0, power + 3 - len(str(abs(rounded))))
+    shown = f"{Decimal(rounded).scaleb(-power):,.{digits}f}{letter}"
+    return Markup('<span class="number" title="{}">{}</span>').format(exact, shown)
 
 
 def money(amount: int, currency: str) -> str:

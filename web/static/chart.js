@@ -30,7 +30,10 @@
 
   // Steps of an axis that counts: there is no half an event.
   const whole = [...Array(14).keys()].flatMap((power) => [1, 2, 5].map((step) => step * 10 ** power));
-  const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
+  // As `number` in rendering.py: exact up to 999,999.
+  const exact = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
+  const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
+  const written = (value) => (Math.abs(value) < 1e6 ? exact : short).format(value);
 
   function draw(figure) {
     const data = read(figure);
@@ -83,7 +86,7 @@
           {
             stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { show: false }, size: 56, space: 44,
             incrs: data.scale > 1 ? undefined : whole,
-            values: (_u, splits) => splits.map((v) => (v === 0 || Math.abs(v) >= 1 || data.scale > 1 ? compact.format(v) : "")),
+            values: (_u, splits) => splits.map((v) => (v === 0 || Math.abs(v) >= 1 || data.scale > 1 ? written(v) : "")),
           },
         ],
         series: [
