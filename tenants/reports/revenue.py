@@ -6,6 +6,7 @@ All amounts are whole minor units. An order is a positive amount, a refund a neg
 import asyncio
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -164,7 +165,7 @@ class Order(msgspec.Struct, frozen=True):
     currency: str
     event_id: str | None
     params: str
-    person_id: str | None
+    person_id: UUID | None
 
 
 async def largest_orders(
@@ -201,7 +202,7 @@ async def _orders(app: App, store: Queries, rows: str, parameters: dict[str, Any
             row["currency"],
             row["event_id"] or None,
             row["params_text"],
-            str(row["person"]) if row["person"] != NOBODY else None,
+            row["person"] if row["person"] != NOBODY else None,
         )
         for row in found
     ]

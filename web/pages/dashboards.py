@@ -21,6 +21,7 @@ from tenants.apps import list_apps
 from tenants.currencies import MINOR_UNITS
 from tenants.errors import InvalidValue, Unavailable
 from tenants.events import Queries
+from tenants.identifiers import known as known_people
 from tenants.reports.breakdown import breakdown
 from tenants.reports.fields import fields, properties_of_people
 from tenants.reports.first_hit import has_hits
@@ -118,7 +119,8 @@ async def _orders(view: View, store: Queries, asked: Mapping[str, str]) -> Conte
     currency = _currency(asked, currencies)
     largest = await largest_orders(view.app, store, view.period, view.filters, currency) if currency else []
     latest = await latest_orders(view.app, store, view.period, view.filters)
-    return {"largest": largest, "latest": latest, "currencies": currencies, "currency": currency}
+    names = await known_people(view.app, {order.person_id for order in (*largest, *latest) if order.person_id})
+    return {"largest": largest, "latest": latest, "names": names, "currencies": currencies, "currency": currency}
 
 
 def _field(asked: Mapping[str, str], usual: str) -> Context:

@@ -6,6 +6,7 @@ import msgspec
 from litestar import Response, get
 
 from tenants.errors import Busy, InvalidValue, Unavailable
+from tenants.identifiers import known
 from tenants.live import Kind, newest
 from tenants.tables import App
 from web.guards import AnyRequest, OurApp, Viewer
@@ -35,6 +36,7 @@ async def _context(request: AnyRequest, view: View, after: str | None, masked: b
         "view": view,
         "own": own,
         "found": found,
+        "names": await known(view.app, {hit.person_id for hit in found.hits if hit.person_id}),
         "pretty": pretty,
         "failed": "",
         "after": found.cursor,
