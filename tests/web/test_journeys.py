@@ -57,6 +57,9 @@ async def test_retention(owner: httpx.AsyncClient, busy_shop: App) -> None:
     assert "50 % , 1 of 2" in shown
     assert 'title="1 of 2, 50.00\u202f%"' in panel.text
     assert "Persons by the day of their first view" in shown
+    # Its days begin with the first one that anybody was there on.
+    assert "First day Persons Same day All" in shown
+    assert panel.text.count('scope="row"') == 2
     whole = await owner.get(f"/apps/{busy_shop.id}/retention?period=7d&first=view&return=signup&whole=1")
     assert shown_part(panel.text) in whole.text
 

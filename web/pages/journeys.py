@@ -7,6 +7,7 @@ the whole form and lead to the address of what it then is, with script and witho
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from typing import Any, Literal
 
 import msgspec
@@ -43,9 +44,11 @@ async def retention_panel(view: View, store: Queries, _asked: Mapping[str, str])
     found = await retention(
         view.app, store, view.period, view.filters, given.get("first"), given.get("return"), "new" in given
     )
-    rows = [(bucket_label(each.start, found.interval), each, _cells(each)) for each in found.cohorts]
-    people = sum(cohort.size for cohort in found.cohorts)
-    every = [(share, heat(share or 0)) for share in found.shares]
+    # Of the time before anybody was there, there is nothing to see.
+    cohorts = list(dropwhile(lambda cohort: not cohort.size, found.cohorts))
+    rows = [(bucket_label(each.start, found.interval), each, _cells(each)) for each in cohorts]
+    people = sum(cohort.size for cohort in cohorts)
+    every = [(share, heat(share or 0)) for share in found.shares[: len(cohorts)]]
     return {"found": found, "rows": rows, "people": people, "every": every}
 
 
