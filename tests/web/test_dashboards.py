@@ -318,6 +318,16 @@ async def test_live_shows_what_is_new_once(owner: httpx.AsyncClient, busy_shop: 
     assert only.count('<article class="hit') == 1
 
 
+async def test_what_fills_a_page_scrolls(owner: httpx.AsyncClient, shop: App, event_store: EventStore) -> None:
+    await hits(event_store, shop, [sent("short", note="x"), sent("long", note="x" * 600)])
+    live = f"/apps/{shop.id}/live?whole=1&event_token="
+    short, long = (await owner.get(f"{live}short")).text, (await owner.get(f"{live}long")).text
+    assert 'class="wrap"><code>' in short
+    assert 'class="wrap" tabindex="0"' not in short
+    assert 'class="wrap" tabindex="0" role="group" aria-label="Values"><code>' in long
+    assert 'class="wrap" tabindex="0" role="group" aria-label="Query"><code>' in long
+
+
 async def test_live_has_the_filters_of_the_other_views(
     owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore
 ) -> None:
