@@ -29,7 +29,7 @@ from web.assets import Assets, static
 from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, OtherAccount, login_address
 from web.origin import SameOrigin
 from web.pages import PAGES
-from web.rendering import is_htmx, render_now, templates
+from web.rendering import common, is_htmx, render_now, templates
 
 log = structlog.get_logger()
 
@@ -118,9 +118,8 @@ class _ReferencePage(OpenAPIRenderPlugin):
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         page = templates.get_template("api_reference.html")
-        context = {"asset": request.app.state.assets.address, "me": None, "notice": None, "request": request}
-        schema, site = described(openapi_schema), request.app.state.public_url
-        return page.render(context, schema=schema, site=site, signup=False, indented=_indented).encode()
+        context = common(cast("AnyRequest", request)) | {"notice": None, "indented": _indented}
+        return page.render(context, schema=described(openapi_schema)).encode()
 
 
 def _indented(example: Any) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from tenants.currencies import MINOR_UNITS
 from web import masking
-from web.guards import AnyRequest, maybe_me
+from web.guards import AnyRequest, maybe_me, session_token
 from web.view import short
 
 # What a page says after a form was sent and the browser redirected. The cookie carries the key: nobody can put words
@@ -117,9 +117,13 @@ def is_htmx(request: AnyRequest) -> bool:
     return "hx-request" in request.headers and "hx-history-restore-request" not in request.headers
 
 
-def _common(request: AnyRequest) -> dict[str, Any]:
+def common(request: AnyRequest) -> dict[str, Any]:
+    """What every page has. Of whom nobody could ask the database, the cookie says whether they are `inside`."""
+    me = request.state.get("me")
     return {
         "request": request,
+        "me": me,
+        "inside": me is not None if "me" in request.state else session_token(request) is not None,
         "asset": request.app.state.assets.address,
         "site": request.app.state.public_url,
         "signup": request.app.state.signup,
@@ -128,12 +132,11 @@ def _common(request: AnyRequest) -> dict[str, Any]:
 
 def fragment(request: AnyRequest, template: str, **context: Any) -> Markup:
     """A part of a page, to be placed in another template."""
-    common = {**_common(request), "me": request.state.get("me")}
-    return Markup(templates.get_template(template).render({**common, **context}))  # noqa: S704 (autoescaped)
+    return Markup(templates.get_template(template).render({**common(request), **context}))  # noqa: S704 (autoescaped)
 
 
 async def render(request: AnyRequest, template: str, status: int = 200, **context: Any) -> Response[bytes]:
-    """A page or fragment. Beside `context` a template has `request`, `me` (or None), `asset`, `notice` and `site`."""
+    """A page or fragment. Beside `context` a template has `notice` and what `common` has."""
     await maybe_me(request)
     return render_now(request, template, status, **context)
 
@@ -142,8 +145,7 @@ def render_now(request: AnyRequest, template: str, status: int = 200, **context:
     """`render` where nothing can be awaited: `me` is whoever was asked for before, if anybody was."""
     said = request.cookies.get("notice", "")
     notice = NOTICES.get(said.removesuffix(_ONCE_MORE))
-    common = {**_common(request), "me": request.state.get("me"), "notice": notice}
-    body = templates.get_template(template).render({**common, **context}).encode()
+    body = templates.get_template(template).render({**common(request), "notice": notice, **context}).encode()
     # What a tenant sees is not kept by caches, nor shown again after logging out.
     headers = {"Cache-Control": "no-store", "Vary": "HX-Request"}
     response = Response(body, status_code=status, media_type=MediaType.HTML, headers=headers)

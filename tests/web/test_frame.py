@@ -123,6 +123,17 @@ async def test_errors_are_pages_for_people_and_json_for_programs(anonymous: http
     assert program.json()["status_code"] == 404
 
 
+@pytest.mark.parametrize("path", ["/apps", "/apps/nothing-here", "/nothing-here", "/api/docs"])
+async def test_every_page_leads_to_the_account_and_out(
+    owner: httpx.AsyncClient, anonymous: httpx.AsyncClient, path: str
+) -> None:
+    page = (await owner.get(path)).text
+    assert '<a href="/account">Account</a>' in page
+    assert '<form method="post" action="/logout">' in page
+    assert "Log in" not in page
+    assert "/account" not in (await anonymous.get(path)).text
+
+
 async def test_whoever_is_not_logged_in_is_led_to_the_login_and_back(anonymous: httpx.AsyncClient) -> None:
     reply = await anonymous.get("/apps?period=7d&params.x=a%26b")
     assert reply.status_code == 303
