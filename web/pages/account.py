@@ -35,11 +35,7 @@ NOTICES.update(
     }
 )
 
-_ROLES = [
-    (Role.VIEWER.value, "Viewer: looks at everything, changes nothing"),
-    (Role.MEMBER.value, "Member: also makes and changes apps, tokens and keys"),
-    (Role.OWNER.value, "Owner: also decides who belongs to the account"),
-]
+_ROLES = [(role.value, role.value.capitalize()) for role in (Role.VIEWER, Role.MEMBER, Role.OWNER)]
 
 
 # The account
