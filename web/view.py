@@ -30,7 +30,7 @@ PERIODS: dict[Name, str] = {
     "last_month": "Last month",
     "custom": "Chosen days",
 }
-_EVERY: dict[Interval, str] = {"hour": "by hour", "day": "by day", "week": "by week", "month": "by month"}
+_EVERY: dict[Interval, str] = {"hour": "By hour", "day": "By day", "week": "By week", "month": "By month"}
 # Eight steps with all filters that there may be, and the fields of their forms. What cannot be used is left out one by
 # one, which takes the longer the more there is.
 _MOST_PAIRS = 200
@@ -106,7 +106,7 @@ class View(msgspec.Struct, frozen=True):
         if self.page == "funnel":
             return []
         return [
-            ("", "automatic interval"),
+            ("", "Automatic interval"),
             *((name, _EVERY[name]) for name in INTERVALS if (name, self.page) != _NO_HOURS),
         ]
 

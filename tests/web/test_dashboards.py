@@ -257,8 +257,8 @@ async def test_live_goes_on_asking_while_the_store_is_away(
 
 async def test_the_interval_that_is_shown_is_the_one_that_is_chosen(owner: httpx.AsyncClient, busy_shop: App) -> None:
     page = (await owner.get(f"/apps/{busy_shop.id}?period=90d&interval=hour")).text
-    assert '<option value="day" selected>by day</option>' in page
-    assert '<option value="hour">by hour</option>' in page
+    assert '<option value="day" selected>By day</option>' in page
+    assert '<option value="hour">By hour</option>' in page
 
 
 async def test_a_panel_that_cannot_be_answered_offers_to_try_again(
