@@ -480,6 +480,24 @@ def test_an_export_is_taken_on_a_phone(page: Page, javascript: bool, shop: Shop)
     assert "event_token" in rows[0]
 
 
+def test_a_menu_closes_on_escape_and_on_a_click_elsewhere(page: Page, shop: Shop) -> None:
+    shop.log_in(page)
+    page.goto(shop.path())
+    menu, csv = page.get_by_text("Export", exact=True), page.get_by_role("link", name="CSV")
+    menu.click()
+    page.keyboard.press("Tab")
+    expect(csv).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(csv).to_be_hidden()
+    expect(menu).to_be_focused()
+    menu.click()
+    expect(csv).to_be_visible()
+    page.get_by_text("All events of this view").click()
+    expect(csv).to_be_visible()
+    page.get_by_role("heading", level=1).click()
+    expect(csv).to_be_hidden()
+
+
 def test_a_form_that_was_sent_is_not_sent_again(page: Page, machine: Machine) -> None:
     mine = open_shop(machine, hits=False)
     mine.log_in(page)

@@ -23,6 +23,19 @@ document.addEventListener("click", async (event) => {
   button.timer = setTimeout(() => (button.textContent = label), 2000);
 });
 
+// <details class="menu">: closes on Escape, with the focus back on it, and on a click elsewhere.
+document.addEventListener("keydown", (event) => {
+  const menu = event.key === "Escape" && document.querySelector("details.menu[open]");
+  if (!menu) return;
+  menu.open = false;
+  menu.querySelector("summary").focus();
+});
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll("details.menu[open]")) {
+    if (!menu.contains(event.target)) menu.open = false;
+  }
+});
+
 // Tells screen readers what changed without moving there.
 function say(text) {
   let region = document.getElementById("said");
