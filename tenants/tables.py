@@ -473,8 +473,10 @@ async def lock_user(user_id: int) -> bool:
 def clean_name(name: str) -> str:
     """The name stripped; raises InvalidValue unless 1-100 printable characters are left."""
     name = name.strip()
-    if not 1 <= len(name) <= 100 or not name.isprintable():
+    if not 1 <= len(name) <= 100:
         raise InvalidValue("name", "A name has 1 to 100 characters.")
+    if not name.isprintable():
+        raise InvalidValue("name", "This name has a character that cannot be shown, such as a line break.")
     return name
 
 

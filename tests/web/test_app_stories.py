@@ -66,7 +66,8 @@ async def test_a_new_app(owner: httpx.AsyncClient, alice: Tenant) -> None:
     ("changed", "field", "sentence"),
     [
         ({"name": " "}, "name", "A name has 1 to 100 characters."),
-        ({"name": "a\nb"}, "name", "A name has 1 to 100 characters."),
+        ({"name": "x" * 101}, "name", "A name has 1 to 100 characters."),
+        ({"name": "a\nb"}, "name", "This name has a character that cannot be shown, such as a line break."),
         ({"currency": "XYZ"}, "currency", "A currency is an ISO 4217 code such as EUR."),
         ({"currency": "<b>"}, "currency", "A currency is an ISO 4217 code such as EUR."),
         ({"timezone": "../etc/passwd"}, "timezone", "A time zone is a name such as Europe/Berlin."),
