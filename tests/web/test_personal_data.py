@@ -21,6 +21,7 @@ from tenants.people import identify
 from tenants.secrets import SecretKey
 from tenants.tables import App, Deletion, Person, Tenant
 from web.api.examples import EXAMPLES
+from web.rendering import NOTICES
 
 ANN = "ann+news@example.org"
 
@@ -141,9 +142,10 @@ async def test_a_person_is_deleted_once_it_was_typed_who(
     assert (await viewer.post(address, data={"sure": ANN})).status_code == 403
     assert await known(shop, [ann])
     reply = await member.post(address, data={"sure": f" {ANN} "})
-    assert (reply.status_code, reply.headers["location"]) == (303, f"/apps/{shop.id}/settings#deletions")
+    assert (reply.status_code, reply.headers["location"]) == (303, f"/apps/{shop.id}/settings")
     assert await known(shop, [ann]) == {}
     (deletion,) = await list_deletions(shop)
+    assert NOTICES["person-deleted"] in (await member.get(f"/apps/{shop.id}/settings")).text
     for browser in (member, viewer):
         settings = await browser.get(f"/apps/{shop.id}/settings")
         assert str(deletion.id) in settings.text
@@ -163,7 +165,7 @@ async def test_a_visitor_of_whom_nothing_is_known(owner: httpx.AsyncClient, shop
     assert "Type this to delete them: delete" in (await owner.get(address)).text
     for _ in range(2):  # pressed twice
         reply = await owner.post(address, data={"sure": "delete"})
-        assert (reply.status_code, reply.headers["location"]) == (303, f"/apps/{shop.id}/settings#deletions")
+        assert (reply.status_code, reply.headers["location"]) == (303, f"/apps/{shop.id}/settings")
         assert await Deletion.count() == 1
     page = (await owner.get(f"/apps/{shop.id}/people/{cookie}")).text
     assert "What is still shown here from before goes within minutes" in page

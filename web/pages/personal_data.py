@@ -16,7 +16,7 @@ from web.forms import is_name, text
 from web.guards import AnyRequest, Member, OurApp
 from web.rendering import NOTICES, go, render
 
-NOTICES["person-deleted"] = "The person is deleted. What they did goes within minutes: see the receipt."
+NOTICES["person-deleted"] = "The person is deleted. What they did goes within minutes: see the receipt below."
 
 
 _PRESSED_TWICE = timedelta(minutes=1)
@@ -82,12 +82,17 @@ async def delete(request: AnyRequest, member: Member, app: OurApp, person_id: Fr
     person = await find_person(app, request.app.state.event_store, person_id)
     now = datetime.now(UTC)
     if (since := await going_since(app, person)) is not None and now - since < _PRESSED_TWICE:
-        return go(f"/apps/{app.id}/settings#deletions")
+        return _deleted(app)
     typed = text(await request.form(), "sure")
     if not is_name(typed, _to_type((await known(app, [person])).get(person))):
         return await _ask(request, app, person, 422, typed)
     await delete_person(app, person, member.user.name, now)
-    return go(f"/apps/{app.id}/settings#deletions", "person-deleted")
+    return _deleted(app)
+
+
+def _deleted(app: App) -> Response[bytes]:
+    # Not to the receipt itself: what is said here stands at the top of the page.
+    return go(f"/apps/{app.id}/settings", "person-deleted")
 
 
 handlers = [export, delete_page, delete]
