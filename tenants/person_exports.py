@@ -20,6 +20,7 @@ from tenants.access_tokens import waiting_since
 from tenants.events import NOBODY, Queries
 from tenants.exports import Streams
 from tenants.identifiers import known
+from tenants.reports.people import property_rows
 from tenants.tables import App
 
 
@@ -33,8 +34,8 @@ _EVENTS = (
     "SELECT * FROM events WHERE app_id = {app:UUID} AND person_id IN {persons:Array(UUID)} ORDER BY received_at, id"
 )
 _PROPERTIES = (
-    "SELECT field, argMax(p.value, version) AS value, max(p.received_at) AS received_at FROM person_properties AS p "
-    "WHERE app_id = {app:UUID} AND person_id IN {persons:Array(UUID)} GROUP BY field ORDER BY field"
+    "SELECT field, argMax(p.value, version) AS value, max(p.received_at) AS received_at FROM (%s) AS p "
+    "GROUP BY field ORDER BY field"
 )
 # JSON text in a column of its own.
 _JSON = {"params_text": "params", "value": "value"}
@@ -71,7 +72,8 @@ async def export_person(app: App, store: Store, person: UUID, now: datetime) -> 
     }
     head = {"app": app.name, "exported_at": now.astimezone(UTC), "person": about}
     # Both are begun before anything is sent: what fails then can still be told.
-    properties = await _begin(app, store, _PROPERTIES, values)
+    rows, parameters = await property_rows(app, ids)
+    properties = await _begin(app, store, _PROPERTIES % rows, parameters)
     events = await _begin(app, store, _EVENTS, values)
     return _object(_encode(head), {"properties": properties, "events": events})
 

@@ -317,18 +317,14 @@ async def properties(app: App, store: Queries, persons: Mapping[UUID, Sequence[U
     owner = {id: person for person, ids in persons.items() for id in ids}
     if not owner:
         return {}
-    columns = "field, person_id, value, received_at, version"
-    stored = f"SELECT {columns} FROM person_properties WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}}"
-    if waiting := await _waiting(app, list(owner)):
-        brought = PROPERTIES.format(rows=f"{ONE_APP} AND person_id IN {{waiting:Array(UUID)}} AND NOT identified")
-        stored = f"{stored} UNION ALL SELECT {columns} FROM ({brought})"
+    rows_of_all, parameters = await property_rows(app, list(owner))
     rows = await store.query(
         "SELECT field, person_id, argMax(value, version) AS value, max(version) AS newest, "
-        f"toUnixTimestamp64Milli(max(received_at)) AS at FROM ({stored}) GROUP BY field, person_id "
+        f"toUnixTimestamp64Milli(max(received_at)) AS at FROM ({rows_of_all}) GROUP BY field, person_id "
         # What became of an access token is looked for among them.
         f"ORDER BY startsWith(field, 'facebook_') DESC, newest DESC LIMIT {SHOWN_PROPERTIES} BY person_id "
         f"LIMIT {_MAX_ROWS}",
-        {"app": str(app.id), "persons": [str(id) for id in owner], "waiting": [str(id) for id in waiting]},
+        parameters,
         app.tenant,
     )
     found: dict[UUID, dict[str, Property]] = {}
@@ -338,6 +334,21 @@ async def properties(app: App, store: Queries, persons: Mapping[UUID, Sequence[U
             at = datetime.fromtimestamp(row["at"] / 1000, UTC)
             of_person.setdefault(row["field"], Property(row["field"], row["value"], at))
     return {person: [fields[name] for name in sorted(fields)] for person, fields in found.items()}
+
+
+async def property_rows(app: App, ids: Sequence[UUID]) -> tuple[str, Parameters]:
+    """A query of all that is kept of these ids' properties, what is yet to be collected included; its parameters.
+
+    Its columns are field, person_id, value (JSON text), received_at and version, of which the newest counts.
+    """
+    columns = "field, person_id, value, received_at, version"
+    stored = f"SELECT {columns} FROM person_properties WHERE {ONE_APP} AND person_id IN {{persons:Array(UUID)}}"
+    waiting = await _waiting(app, ids)
+    if waiting:
+        brought = PROPERTIES.format(rows=f"{ONE_APP} AND person_id IN {{waiting:Array(UUID)}} AND NOT identified")
+        stored = f"{stored} UNION ALL SELECT {columns} FROM ({brought})"
+    listed = {"persons": [str(id) for id in ids], "waiting": [str(id) for id in waiting]}
+    return stored, {"app": str(app.id), **listed}
 
 
 async def _waiting(app: App, ids: Sequence[UUID]) -> list[UUID]:

@@ -1,6 +1,7 @@
 """What was found out about persons is put into the event store for good, on the real engine."""
 
 import asyncio
+import json
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from tenants.events import Row, event_row
 from tenants.hits import Event, decode
 from tenants.identities import Sighting
 from tenants.people import identify, learn, told, unscoped_untold
+from tenants.person_exports import export_person
 from tenants.reports.people import properties
 from tenants.rewriting import property_version, unscoped_collect, unscoped_reattribute, unscoped_rewrite
 from tenants.tables import App, Person, Reattribution
@@ -127,6 +129,9 @@ async def test_what_a_visitor_did_before_is_collected(site: Site) -> None:
     for _ in range(2):
         shown = (await properties(app, site.store, {ann: [ann]}))[ann]
         assert {each.field: each.value for each in shown} == everything
+        parts = [part async for part in await export_person(app, site.store, ann, later(0))]
+        exported = {each["field"]: json.dumps(each["value"]) for each in json.loads(b"".join(parts))["properties"]}
+        assert exported == everything
         await unscoped_collect(site.store, later(1))
     assert await site.properties() == {ann: everything}
     # Once more when it is settled, for batches that were stored late; then there is nothing left to do.

@@ -1,21 +1,28 @@
 """People in pages and in the API: who is found, what of them is shown to whom, and where one page leads to the next."""
 
+import base64
+import html
+import json
 import re
 import time
+from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from application import SECRET_KEY
 from jinja2.runtime import Context
 from known import did, know, merge
 from test_dashboards import ESCAPED, HOSTILE
 
 from server.event_store import EventStore
-from tenants import keys, tokens
+from tenants import audiences, keys, tokens
 from tenants.events import event_row
+from tenants.facebook import facebook_key
 from tenants.hits import Event, decode
+from tenants.reports.segments import segment_of
 from tenants.tables import App, Tenant
 from web.masking import masked, private, private_query
 
@@ -294,6 +301,64 @@ async def test_addresses_in_other_places_are_masked_for_viewers(
         assert "vic%40" not in seen, tail
         assert "v…@example.org" in seen, tail
         assert "vic@example.org" in (await owner.get(address)).text, tail
+
+
+async def test_addresses_where_names_stand_are_masked_for_viewers(
+    owner: httpx.AsyncClient, viewer: httpx.AsyncClient, told: App, event_store: EventStore
+) -> None:
+    """As an event's id, the name of a value, a step, a condition, or hidden in Base64."""
+    address = "vic@example.org"
+    await know(told, VISITOR, email=address, uuid=f"u-{address}")
+    values: dict[str, Any] = {f"of {address}": 1}
+    await did(event_store, told, VISITOR, f"view {address}", f"buy {address}", **values)
+    encoded = base64.b64encode(f'{{"to":"{address}"}}'.encode()).decode()
+    sent = f"event_token=buy&amount=500&event_id={address}&params={encoded}"
+    found = decode("revenue", sent.encode(), "EUR", privacy=False)
+    assert isinstance(found, Event)
+    at = int(time.time() * 1000) - 2_000
+    row = event_row(found, told.id.int, at, uuid4().int, "revenue", VISITOR.int, "192.0.2.0/24", b"", b"", b"")
+    await event_store.insert("events", [(*row[:-1], True)], uuid4().hex)
+    version = at * 1_048_576
+    await event_store.insert(
+        "person_properties", [(told.id.int, f"p {address}", VISITOR.int, f'"{address}"', at, version)], uuid4().hex
+    )
+    await audiences.create(
+        told,
+        facebook_key(SECRET_KEY),
+        "Vic",
+        "1",
+        "t" * 40,
+        segment_of([("person.contact", address)]),
+        False,
+        datetime.now(UTC),
+    )
+    await did(event_store, told, VISITOR, "look", "take", to=address)
+    for tail in (
+        f"/people/{VISITOR}",
+        "/people",
+        "/panels/orders?page=revenue",
+        "/panels/funnel?page=funnel&step1=look&step2=take&by=params.to",
+        "/audiences",
+        "/live/hits",
+    ):
+        page = f"/apps/{told.id}{tail}"
+        seen = (await viewer.get(page)).text
+        for form in ("vic@", "vic%40", encoded):
+            assert form not in seen, (tail, form)
+        assert "v…@example.org" in seen, tail
+        assert "vic@" in (await owner.get(page)).text, tail
+
+
+async def test_viewers_find_no_address_among_live_hits(
+    owner: httpx.AsyncClient, viewer: httpx.AsyncClient, told: App, event_store: EventStore
+) -> None:
+    live = f"/apps/{told.id}/live"
+    first = (await owner.get(f"{live}/hits")).text
+    cursor = json.loads(html.unescape(re.findall(r"hx-vals='([^']+)'|hx-vals=\"([^\"]+)\"", first)[0][1]))["after"]
+    await did(event_store, told, VISITOR, "later", email="only@example.org")
+    for address in (f"{live}/hits?text=only%40ex", f"{live}/newer?after={cursor}&text=only%40ex"):
+        assert "<article" in (await owner.get(address)).text
+        assert "<article" not in (await viewer.get(address)).text
 
 
 async def test_what_a_test_hit_became_is_masked_for_viewers(

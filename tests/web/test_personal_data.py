@@ -68,7 +68,9 @@ async def test_the_export_has_all_that_is_known(owner: httpx.AsyncClient, shop: 
         "access_tokens_waiting_since": [],
     }
     assert found["properties"] == [
-        {"field": "n", "value": 12345678901234567, "received_at": found["events"][2]["received_at"]}
+        {"field": "n", "value": 12345678901234567, "received_at": found["events"][2]["received_at"]},
+        # Of before they were known, and not collected yet.
+        {"field": "page", "value": "/", "received_at": found["events"][0]["received_at"]},
     ]
     view, signup, buy = found["events"]
     assert [view["params"], signup["params"]] == [{"page": "/"}, {"n": [1, {"a": "é\n"}]}]
