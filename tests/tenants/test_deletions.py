@@ -695,3 +695,14 @@ async def test_people_go_when_no_event_of_theirs_is_left(shop: Hits) -> None:
     # A batch stays written down until its machine's next one; by then it is stored.
     assert await unscoped_expire_people(shop.store, now + 42 * day) == 1
     assert await owner_of(shop.app, email="carol@example.org") is None
+
+
+async def test_people_of_another_app_are_not_expired(shop: Hits, bob: Tenant) -> None:
+    """The persons of all apps stand in one order, and have no events in the app that is looked at."""
+    other, _ = await create_app(bob, "Shop")
+    low, high = sorted((shop.app, other), key=lambda app: app.id.bytes)
+    shop.app, shop.at = high, NOW - 40 * 86_400_000
+    kept = await shop(uuid4(), email=ANN)
+    await change_app(low, retention_days=30)
+    assert await unscoped_expire_people(shop.store, datetime.now(UTC)) == 0
+    assert await owner_of(high, email=ANN) == kept
