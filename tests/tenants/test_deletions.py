@@ -706,3 +706,13 @@ async def test_people_of_another_app_are_not_expired(shop: Hits, bob: Tenant) ->
     await change_app(low, retention_days=30)
     assert await unscoped_expire_people(shop.store, datetime.now(UTC)) == 0
     assert await owner_of(high, email=ANN) == kept
+
+
+async def test_those_who_ask_not_to_be_tracked_are_no_person_to_delete(shop: Hits) -> None:
+    found = decode("event", b"event_token=e", "USD", privacy=True)
+    assert isinstance(found, Event)
+    row = event_row(found, shop.app.id.int, NOW - 60_000, uuid4().int, "event", 0, "", b"", b"", b"")
+    await shop.store.insert("events", [row], uuid4().hex)
+    assert await shop.count("events", f"person_id = '{NOBODY}'") == 1
+    with pytest.raises(NotFound):
+        await find_person(shop.app, shop.store, str(NOBODY))
