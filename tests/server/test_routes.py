@@ -322,3 +322,14 @@ async def test_changes_in_the_real_database_arrive_with_the_next_refresh(databas
     await apps.delete_app(app)
     await routes.refresh()
     assert (routes.by_token, routes.by_app) == ({}, {})
+
+
+async def test_a_deleted_tenants_tokens_end_with_the_next_refresh(database: Database, alice: Tenant) -> None:
+    routes = Routes()
+    for name in ("Shop", "Blog"):
+        await apps.create_app(alice, name)
+    await routes.refresh()
+    assert (len(routes.by_token), len(routes.by_app)) == (2, 2)
+    await accounts.delete_tenant(alice)
+    await routes.refresh()
+    assert (routes.by_token, routes.by_app) == ({}, {})
