@@ -12,7 +12,7 @@ from stored_hits import NOW, Shop
 from tenants.errors import InvalidValue
 from tenants.reports.breakdown import Value, breakdown
 from tenants.reports.compared import Compared
-from tenants.reports.fields import fields
+from tenants.reports.fields import fields, properties_of_people
 from tenants.reports.filters import Filters, filters_of
 from tenants.reports.first_hit import has_hits
 from tenants.reports.money import divided
@@ -336,6 +336,16 @@ async def test_fields(visited: Shop, other: Shop) -> None:
     assert found.fields[0].field == "params.plan"
     found = await fields(visited.app, visited.events, visited.period(period="7d"), only(("params.n", "1")))
     assert [field.field for field in found.fields] == ["params.n", "params.plan"]
+
+
+async def test_properties_are_those_of_the_apps_own_people(shop: Shop, other: Shop) -> None:
+    shop.hit("signup", person=ANN, identified=True, params={"plan": "pro"})
+    other.hit("signup", person=ANN, identified=True, params={"theirs": 1})
+    await shop.store()
+    await other.store()
+    for each, own in ((shop, ["person.plan"]), (other, ["person.theirs"])):
+        assert await properties_of_people(each.app, each.events) == own
+        assert (await fields(each.app, each.events, each.period(period="7d"), EVERYTHING)).properties == own
 
 
 async def sales(shop: Shop) -> None:
