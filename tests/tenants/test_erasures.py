@@ -14,11 +14,14 @@ import pytest
 
 from server.event_store import EventStore
 from server.journal import hit_id
+from tenants import access_tokens
+from tenants.access_tokens import WaitingToken
 from tenants.apps import change_app, create_app, delete_app
 from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
-from tenants.tables import App, Erasure, Tenant
+from tenants.secrets import SecretKey
+from tenants.tables import AccessToken, App, Erasure, GraphPause, Tenant, TokenSender
 
 NOW = int(time.time() * 1000)
 TABLES = ("events", "rejections", "traffic")
@@ -245,3 +248,17 @@ async def test_an_app_keeps_its_events_as_long_as_it_says(alice: Tenant, event_s
     while await counts("events") != [6, 3, 1, 1]:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
+
+
+async def test_a_deleted_apps_access_tokens_go_and_nobody_elses(
+    alice: Tenant, bob: Tenant, event_store: EventStore
+) -> None:
+    key = SecretKey("a secret of at least 32 characters", "facebook")
+    shop, other = [(await create_app(tenant, "Shop"))[0] for tenant in (alice, bob)]
+    for app in (shop, other):
+        await access_tokens.keep(key, [WaitingToken(app.id, "T", uuid4().bytes, NOW, b"v" * 16)], NOW)
+        await access_tokens.pause(app.id, NOW + 60_000, 4)
+    await delete_app(shop)
+    await unscoped_erase_apps(event_store, now())
+    for table in (AccessToken, TokenSender, GraphPause):
+        assert [row["app_id"] for row in await table.select(table.app_id)] == [other.id]
