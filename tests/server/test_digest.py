@@ -692,7 +692,9 @@ async def test_hits_of_a_deleted_person_are_dropped_and_count_for_nothing(shop: 
     # They have the cookie of all the shop's hits.
     await delete_person(app, person, "Alice", datetime.now(UTC) + timedelta(seconds=1))
     shop.journal(
-        "event_token=by_cookie", f"event_token=by_address&params={ann}&event_id=1", f"event_token=&params={ann}"
+        "event_token=by_cookie&params=" + quote('{"access_token": "EAABsecret"}'),
+        f"event_token=by_address&params={ann}&event_id=1",
+        f"event_token=&params={ann}",
     )
     shop.received_at += 1_000 * 60
     shop.journal("event_token=later&event_id=1")
@@ -701,6 +703,7 @@ async def test_hits_of_a_deleted_person_are_dropped_and_count_for_nothing(shop: 
     assert shop.store.tables["rejections"] == []
     assert shop.store.traffic() == {"recorded": 2}
     assert await owner_of(app, email="ann@example.org") is None
+    assert (await AccessToken.count(), await TokenSender.count()) == (0, 0)
 
 
 async def test_a_deletion_between_two_tries_of_a_batch_counts(shop: Shop, alice: Tenant) -> None:
