@@ -706,6 +706,30 @@ async def test_hits_of_a_deleted_person_are_dropped_and_count_for_nothing(shop: 
     assert (await AccessToken.count(), await TokenSender.count()) == (0, 0)
 
 
+async def test_hits_of_who_is_deleted_just_before_they_are_told_apart_are_dropped(
+    shop: Shop, alice: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
+    ann = quote('{"email":"ann@example.org"}')
+    shop.journal(f"event_token=signup&params={ann}")
+    await shop.digest()
+    person = await owner_of(app, email="ann@example.org")
+    assert person is not None
+    identify = people.identify
+
+    async def late(*args: Any, **options: Any) -> list[bytes]:
+        await delete_person(app, person, "Alice", datetime.now(UTC) + timedelta(seconds=1))
+        return await identify(*args, **options)
+
+    monkeypatch.setattr(people, "identify", late)
+    shop.journal("event_token=by_cookie", f"event_token=by_address&params={ann}", f"event_token=&params={ann}")
+    await shop.digest()
+    assert shop.store.events() == ["signup"]
+    assert shop.store.tables["rejections"] == []
+    assert shop.store.traffic() == {"recorded": 1}
+    assert await owner_of(app, email="ann@example.org") is None
+
+
 async def test_a_deletion_between_two_tries_of_a_batch_counts(shop: Shop, alice: Tenant) -> None:
     app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
     other = shop.hit("event_token=other")
