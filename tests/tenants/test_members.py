@@ -239,6 +239,17 @@ async def test_who_is_removed_keeps_what_is_theirs(database: Database, alice: Te
     assert await roles(alice) == {"alice@example.org": Role.OWNER}
 
 
+async def test_the_others_go_on_with_what_they_look_at(database: Database, alice: Tenant, bob: Tenant) -> None:
+    carol = await newcomer(bob, "carol@example.org")
+    await add(alice, carol, Role.MEMBER)
+    token = await sessions.create(carol, "", NOW, alice)
+    dave = await newcomer(alice, "dave@example.org")
+    await members.remove(alice, dave.id)
+    found = await sessions.find(token, NOW)
+    assert found is not None
+    assert (found.user.email, found.tenant.name) == ("carol@example.org", "Alice")
+
+
 async def test_whom_two_tenants_remove_at_once_is_removed_altogether(
     database: Database, alice: Tenant, bob: Tenant
 ) -> None:
