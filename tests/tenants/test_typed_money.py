@@ -65,6 +65,8 @@ def test_an_amount_is_read_exactly(typed: str, currency: str, amount: int) -> No
         ("1.234", "EUR", "could be read as 1234 or as 1.234"),
         ("-12.345", "EUR", "12345 or as 12.345"),
         ("1.234", "KWD", "Write 1234 or 1.2340."),
+        ("123.450", "USD", "Write 123450 or 123.45."),
+        ("123,456", "KWD", "Write 123456 or 123.4560."),
         ("1,234.567", "USD", "USD has 2 decimals"),
         ("0.123", "USD", "USD has 2 decimals"),
         ("1234,567", "USD", "USD has 2 decimals"),
