@@ -546,3 +546,13 @@ async def test_what_cannot_be_an_audience_is_refused(shop: App, field: str, valu
         await audiences.create(shop, KEY, segment=EVERYBODY, daily=False, now=NOW, **entered)
     assert refused.value.field == field
     assert not await Audience.exists()
+
+
+async def test_each_app_has_so_many_audiences(shop: App, bob: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audiences, "MAX_AUDIENCES", 1)
+    other, _ = await create_app(bob, "Shop")
+    for app in (other, shop):
+        await audience_of(app)
+        with pytest.raises(InvalidValue, match="1 audiences at most"):
+            await audience_of(app)
+    assert await Audience.count() == 2

@@ -108,6 +108,17 @@ async def test_an_app_whose_tokens_nobody_heard_the_end_of_cannot_be_deleted(dat
     assert (await apps.app_by_token(alice, token)).id == app.id
 
 
+async def test_each_tenant_has_so_many_apps(
+    database: Database, alice: Tenant, bob: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apps, "MAX_APPS", 1)
+    for tenant in (bob, alice):
+        await apps.create_app(tenant, "Shop")
+        with pytest.raises(InvalidValue, match="1 apps at most"):
+            await apps.create_app(tenant, "Blog")
+    assert await App.count() == 2
+
+
 @pytest.mark.parametrize("currency", ["", "US", "XYZ", "usd1", "US\0"])
 async def test_currencies_that_are_none(database: Database, alice: Tenant, currency: str) -> None:
     with pytest.raises(InvalidValue) as refused:

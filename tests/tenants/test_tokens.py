@@ -167,3 +167,18 @@ async def test_when_a_token_was_last_used_only_goes_forward(alice: Tenant) -> No
         second: datetime(2026, 11, 24, 12, 0, 5, tzinfo=UTC),
     }
     await tokens.unscoped_used({})
+
+
+async def test_each_app_has_so_many_tokens(
+    database: Database, alice: Tenant, bob: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "MAX_TOKENS", 2)
+    for tenant in (bob, alice):
+        app, first = await create_app(tenant, "Shop")
+        await tokens.issue(app)
+        # Ended ones count, too.
+        await tokens.revoke(tenant, first)
+        for more in (tokens.issue(app), tokens.rotate(app, HOUR)):
+            with pytest.raises(InvalidValue, match="2 tokens at most"):
+                await more
+    assert len(await routes()) == 4
