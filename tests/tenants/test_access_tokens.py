@@ -264,6 +264,15 @@ async def test_a_deleted_persons_tokens_go_and_nobody_elses(alice: Tenant, by: d
     assert [row["visitor"] for row in told_of if UUID(str(row["app_id"])) == shop.id] == [BOB]
 
 
+async def test_a_token_of_the_same_user_in_another_app_stays(database: Database) -> None:
+    await keep(KEY, [sent("T", 1), sent("T", 2, app=OTHER)], NOW)
+    for app in (SHOP, OTHER):
+        await resolved(await take_one(app), KEY, "123", Profile(), NOW)
+    assert await forget(SHOP, NOW + 1, fbids=["123"]) == 1
+    tokens, told_of = await rows()
+    assert [UUID(str(row["app_id"])) for row in tokens + told_of] == [OTHER, OTHER]
+
+
 async def test_a_deleted_apps_go_all(database: Database) -> None:
     await keep(KEY, [sent("T", 1), sent("T", 2, app=OTHER)], NOW)
     await pause(SHOP, NOW, 4)
