@@ -119,6 +119,15 @@ async def test_people_are_found(told: Shop) -> None:
     assert await _names(told, text="theirs") == ""
 
 
+async def test_nobody_is_found_by_what_was_said_of_them_before(told: Shop) -> None:
+    assert await _names(told, text="pro") == "bob"
+    told.hit("change", days(1), person=BOB, identified=True, params={"plan": "free"})
+    await told.store()
+    for exactly in (False, True):
+        assert await _names(told, text="pro", exactly=exactly) == ""
+        assert await _names(told, text="free", exactly=exactly) == "bob"
+
+
 async def test_people_of_a_segment(told: Shop) -> None:
     segment = segment_of([("did.2", "buy"), ("revenue.EUR", "900")])
     for sort in ("last_seen", "first_seen", "events", "revenue"):
