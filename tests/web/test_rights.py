@@ -16,7 +16,7 @@ from application import SECRET_KEY, Site
 from known import know
 from litestar.routes import HTTPRoute
 
-from tenants import audiences, keys, members, sessions, tokens
+from tenants import apps, audiences, keys, members, sessions, tokens
 from tenants.facebook import facebook_key
 from tenants.reports.segments import Segment
 from tenants.tables import TABLES, ApiKey, App, Role, Session, Tenant, User
@@ -193,6 +193,20 @@ async def test_another_tenants_app_is_as_one_that_does_not_exist(
     nobodys = await ask(stranger, method, things.fill(path))
     assert theirs.status_code == nobodys.status_code == 404
     assert theirs.content == nobodys.content
+    assert await everything() == before
+
+
+NESTED = [(method, path) for method, path in OF_APPS if re.search("{(token|audience_id|person_id)}", path)]
+
+
+@pytest.mark.parametrize(("method", "path"), NESTED)
+async def test_what_another_app_has_is_not_found_in_ones_own(
+    stranger: httpx.AsyncClient, bob: Tenant, things: Things, method: str, path: str
+) -> None:
+    own, _ = await apps.create_app(bob, "Own")
+    things.values["app_id"] = str(own.id)
+    before = await everything()
+    assert (await ask(stranger, method, things.fill(path))).status_code == 404
     assert await everything() == before
 
 
