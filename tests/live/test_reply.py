@@ -139,6 +139,15 @@ def test_a_known_visitor_keeps_the_id_and_gets_no_cookie(app: App, template: str
     assert [event["person_id"] for event in events] == [known]
 
 
+def test_the_cookie_may_stand_in_either_of_two_headers(app: App) -> None:
+    """As proxies that speak HTTP/2 hand them on."""
+    known = visitor(app.hit("event_token=first"))
+    for headers in ({"Cookie": f"vid={known}", "cookie": "a=b"}, {"Cookie": "a=b", "cookie": f"vid={known}"}):
+        assert app.hit("event_token=second", headers=headers).all("set-cookie") == []
+    wait_until(lambda: len(app.events("event_token=second")) == 2, SOON)
+    assert {event["person_id"] for event in app.events("event_token=second")} == {known}
+
+
 @pytest.mark.parametrize(
     "made_up",
     [
@@ -168,7 +177,9 @@ def test_two_apps_never_share_a_visitor(alice: Tenant) -> None:
         assert f"Path=/{app.token};" in reply.all("set-cookie")[0]
 
 
-@pytest.mark.parametrize("signal", [{"Sec-GPC": "1"}, {"DNT": "1"}, {"DNT": "1", "Sec-GPC": "1"}])
+@pytest.mark.parametrize(
+    "signal", [{"Sec-GPC": "1"}, {"DNT": "1"}, {"DNT": "1", "Sec-GPC": "0"}, {"Sec-GPC": "0", "DNT": "1"}]
+)
 def test_with_a_privacy_signal_no_cookie_is_set_or_read(app: App, signal: dict[str, str]) -> None:
     known = with_visitor(app.hit("event_token=before"))
     params = quote('{"email": "ann@example.org", "plan": "pro"}')
