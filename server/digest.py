@@ -45,6 +45,7 @@ from server.journal import (
     read_frames,
     remove_if_done,
     segment_sizes,
+    sync_folder,
     written_in_turn,
 )
 from server.routes import Routes
@@ -461,6 +462,8 @@ class Digester:
         listener: Listener,
         key: SecretKey,
         decode: Decode = decode,
+        *,
+        one_store: bool = True,
     ) -> None:
         self.figures = DigestFigures()
         self._folder = folder
@@ -470,6 +473,8 @@ class Digester:
         # Of the access tokens that hits carry.
         self._key = key
         self._decode = decode
+        # Whether what was inserted is seen by the next query: of several replicas one may be behind.
+        self._one_store = one_store
         self._state: State | None = None
         self._stopping = asyncio.Event()
         self._purged = self._looked_aside = -math.inf
@@ -719,7 +724,16 @@ class Digester:
 
     async def _store_rows(self, batch: Batch, found: Understood) -> None:
         for table, rows in (("events", found.events), ("rejections", found.rejections)):
-            await self._insert(table, await self._not_stored(table, rows) if batch.again else rows, found)
+            if not batch.again:
+                await self._insert(table, rows, found)
+                continue
+            missing = await self._not_stored(table, rows)
+            await self._insert(table, missing, found)
+            if self._one_store and missing:
+                # The engine notes a token before it has the rows: killed in between, it takes them for stored. Asked
+                # only now, since an insert of whoever was killed may have been under way until this one's turn.
+                missing = [row for row in missing if row[2] not in found.failed]
+                await self._insert(table, await self._not_stored(table, missing), found, secrets.token_bytes(16))
 
     async def _not_stored(self, table: str, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows without those stored by an earlier try: a power cut may lose the store's memory of its tokens."""
@@ -729,19 +743,22 @@ class Digester:
             stored |= await self._inserts.stored(table, [(row[0], row[1], row[2]) for row in asked])
         return [row for row in rows if row[2] not in stored]
 
-    async def _insert(self, table: str, rows: Sequence[Row], found: Understood) -> None:
-        """Insert; when the store refuses the rows, halve them until the one at fault is found and set aside."""
+    async def _insert(self, table: str, rows: Sequence[Row], found: Understood, salt: bytes = b"") -> None:
+        """Insert; when the store refuses the rows, halve them until the one at fault is found and set aside.
+
+        With a `salt` they are inserted whatever the store remembers of them.
+        """
         if not rows:
             return
         # Of exactly these rows, not of the batch: done again, a batch may be halved elsewhere.
-        token = hashlib.blake2b(b"".join(row[2].to_bytes(16, "big") for row in rows), digest_size=16).hexdigest()
+        token = hashlib.blake2b(salt + b"".join(row[2].to_bytes(16, "big") for row in rows), digest_size=16).hexdigest()
         try:
             await self._inserts.insert(table, rows, token)
         except EventStoreRefused as error:
             if len(rows) > 1:
                 half = len(rows) // 2
-                await self._insert(table, rows[:half], found)
-                await self._insert(table, rows[half:], found)
+                await self._insert(table, rows[:half], found, salt)
+                await self._insert(table, rows[half:], found, salt)
                 return
             app, received_at, named = rows[0][:3]
             outcome = "recorded" if table == "events" else "rejected"
@@ -756,6 +773,9 @@ class Digester:
         for path, _ in segment_sizes(self._folder):
             if remove_if_done(path, positions.get(path.name, 0)):
                 gone.add(path.name)
+        if gone:
+            # A segment that a power cut brings back must still be known as digested.
+            sync_folder(self._folder)
         state.forget(gone)
 
     async def _purge(self, state: State) -> None:

@@ -293,7 +293,7 @@ class _Parent:
 
 def _remove_leftovers(tmp_dir: Path) -> None:
     """Remove what killed digests left there. By age, since another process may be digesting right now."""
-    for path in tmp_dir.glob("*.native"):
+    for path in (*tmp_dir.glob("*.native"), *tmp_dir.glob("*.export")):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _LEFT_SECONDS:
                 path.unlink()
@@ -312,7 +312,14 @@ async def _digest(settings: Settings) -> None:
     database = Database(settings.database_url)
     await database.start()
     routes = Routes()
-    digester = Digester(settings.journal_dir, inserts, routes, parent, facebook_key(settings.secret_key))
+    digester = Digester(
+        settings.journal_dir,
+        inserts,
+        routes,
+        parent,
+        facebook_key(settings.secret_key),
+        one_store=settings.embedded_events,
+    )
 
     async def listen() -> None:
         while (message := await _read(stdin)) is not None:

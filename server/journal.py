@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import queue
+import re
 import secrets
 import struct
 import threading
@@ -115,7 +116,7 @@ class Segment:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             self.path = folder / f"{time.time_ns() // 1_000_000:014d}-{secrets.randbits(SEED_BITS):09x}.journal"
             draft.rename(self.path)
-            _sync_folder(folder)
+            sync_folder(folder)
         except OSError:
             os.close(self._fd)
             draft.unlink(missing_ok=True)
@@ -148,7 +149,7 @@ class Segment:
         os.close(self._fd)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -353,12 +354,16 @@ def _remove_drafts(folder: Path) -> None:
                 draft.unlink()
 
 
+_SEGMENT = re.compile(r"[0-9]{14}-[0-9a-f]{9}\.journal")
+
+
 def segment_sizes(folder: Path) -> list[tuple[Path, int]]:
     """(path, bytes) of every segment, oldest first."""
     found: list[tuple[Path, int]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.endswith(".journal"):
+            # A copy that somebody made has another name, and would be counted twice.
+            if _SEGMENT.fullmatch(entry.name) and entry.is_file():
                 with contextlib.suppress(FileNotFoundError):  # just removed: digested
                     found.append((Path(entry.path), entry.stat().st_size))
     return sorted(found)

@@ -944,6 +944,28 @@ async def test_an_insert_done_whose_answer_is_lost_is_not_done_twice(shop: Shop,
     assert shop.store.traffic() == {"recorded": 2, "rejected": 1}
 
 
+@pytest.mark.parametrize("table", ["events", "rejections"])
+async def test_a_token_without_its_rows_loses_no_hit(shop: Shop, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    """The engine notes a token a millisecond before it has the rows, and may be killed in between."""
+    insert, noted = shop.store.insert, set[str]()
+
+    async def killed_in_between(inserted: str, rows: Sequence[Row], token: str) -> None:
+        if inserted == table and not noted:
+            noted.add(token)
+            raise Crash
+        if inserted != table or token not in noted:
+            await insert(inserted, rows, token)
+
+    monkeypatch.setattr(shop.store, "insert", killed_in_between)
+    shop.journal("event_token=a", "event_token=", "event_token=b")
+    await shop.crash()
+    await shop.digest()
+    assert noted
+    assert shop.store.events() == ["a", "b"]
+    assert len(shop.store.tables["rejections"]) == 1
+    assert shop.store.traffic() == {"recorded": 2, "rejected": 1}
+
+
 async def test_a_bug_on_the_way_is_logged_once_and_tried_again(shop: Shop) -> None:
     tries: list[str] = []
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -845,3 +846,14 @@ async def test_who_has_no_segment_lets_none_go(tmp_path: Path, journal: Journal)
     for path, size in segment_sizes(tmp_path):
         assert remove_if_done(path, size)
     assert oldest_segment(tmp_path) is None
+
+
+def test_what_is_no_segment_is_left_alone(tmp_path: Path) -> None:
+    """A copy that somebody made would be counted twice."""
+    segment = Segment(tmp_path)
+    segment.append(encode_frame([], []))
+    segment.close()
+    for name in ("readme.journal", f"{segment.path.stem}.copy.journal", f"copy-of-{segment.path.name}"):
+        shutil.copy(segment.path, tmp_path / name)
+    (tmp_path / "00000000000001-000000000.journal").mkdir()
+    assert [path for path, _ in segment_sizes(tmp_path)] == [segment.path]
