@@ -77,7 +77,11 @@ class ByteStream:
                 self.close()
             self._taken_bytes, self._taken_seconds = 0, 0.0
         chunk, self._first = self._first, b""
-        chunk = chunk or await self._next()
+        try:
+            chunk = chunk or await self._next()
+        except BaseException:  # who downloads went away, say: nobody asks once more
+            self.close()
+            raise
         if not chunk:
             self.close()
             raise StopAsyncIteration

@@ -356,6 +356,25 @@ async def test_what_nobody_begins_to_read_loses_the_place(
         await everything(stream)
 
 
+async def test_who_goes_away_while_waiting_for_more_loses_the_place(event_store: EventStore) -> None:
+    shop = app()
+    await insert_many(event_store, shop, ROWS)
+    stream = await start(event_store, shop, "csv", " AND NOT ignore(sleepEachRow(0.0001))")
+    await anext(stream)
+
+    async def rest() -> None:
+        async for _ in stream:
+            pass
+
+    reading = asyncio.create_task(rest())
+    await asyncio.sleep(0.05)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await until_idle(event_store)
+    assert stream is not None
+
+
 async def test_who_reads_nothing_for_long_loses_the_place(
     event_store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
