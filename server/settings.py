@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
+from server.journal import sync_folder
+
 PREFIX = "ONEPX_"
 
 
@@ -237,13 +239,18 @@ def _kept_secret(path: Path) -> str:
     if not path.exists():
         draft = path.with_suffix(f".{os.getpid()}")
         draft.touch(mode=0o600)
-        draft.write_text(secrets.token_urlsafe(48) + "\n")
+        with draft.open("w") as file:
+            file.write(secrets.token_urlsafe(48) + "\n")
+            file.flush()
+            # What is encrypted with it is synced, too: a power cut must not leave the one without the other.
+            os.fsync(file.fileno())
         try:
             path.hardlink_to(draft)
         except FileExistsError:
             pass  # the other process was first: its key is the key
         finally:
             draft.unlink()
+        sync_folder(path.parent)
     key = path.read_text().strip()
     if len(key) < 32:
         raise WrongSetting(

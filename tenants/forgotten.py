@@ -67,8 +67,13 @@ async def unscoped_forgotten(since_ms: int) -> ForgottenKeys:
 
 
 async def unscoped_purge_forgotten(now: datetime) -> None:
-    """Forget what was forgotten more than 90 days ago."""
-    await Forgotten.delete().where(Forgotten.before < int((now - _KEPT).timestamp() * 1000))
+    """Forget what was forgotten more than 90 days ago; what is to be forgotten in the future ends now.
+
+    A clock that was ahead stamped that: all that comes before that time would vanish.
+    """
+    now_ms = int(now.timestamp() * 1000)
+    await Forgotten.delete().where(Forgotten.before < now_ms - _KEPT // timedelta(milliseconds=1))
+    await Forgotten.update({Forgotten.before: now_ms}).where(Forgotten.before > now_ms)
 
 
 def _hash(key: bytes) -> bytes:

@@ -590,6 +590,17 @@ async def test_who_turned_out_to_be_somebody_else_meanwhile_is_deleted_as_who_th
     )
 
 
+async def test_what_was_deleted_by_a_clock_that_was_ahead_is_forgotten_until_now_only(shop: Hits) -> None:
+    del shop
+    now = datetime.now(UTC)
+    now_ms = int(now.timestamp() * 1000)
+    rows = {b"ahead": now_ms + 3_600_000, b"before": now_ms - 1_000, b"long ago": now_ms - 91 * 86_400_000}
+    await Forgotten.insert(*(Forgotten(key=key, before=before) for key, before in rows.items()))
+    await unscoped_purge_forgotten(now)
+    found = {row["key"]: row["before"] for row in await Forgotten.select() if row["key"] in rows}
+    assert found == {b"ahead": now_ms, b"before": now_ms - 1_000}
+
+
 async def test_the_order_of_hits_of_a_quiet_app_is_forgotten(shop: Hits) -> None:
     await shop(uuid4(), email=ANN)
     mine = IdentitySection.app == shop.app.id.bytes
