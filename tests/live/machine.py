@@ -396,7 +396,7 @@ class Machine:
         """A new tenant."""
         email = f"owner-{secrets.token_hex(4)}@example.org"
         self.run("tenant", "create", "--email", email, "--name", "Alice")
-        key = self.run("key", "create", "--tenant", email, "--name", "reader")["key"]
+        key = self.run("key", "create", "--tenant", email, "--name", "reader", "--may-delete")["key"]
         self.secrets += [email, key]
         return Tenant(self, email, key)
 
