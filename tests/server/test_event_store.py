@@ -164,7 +164,7 @@ def _mended(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str
     asyncio.run(store.change(f"INSERT INTO person_properties VALUES {gone}"))
     before = properties()
     module.migrations = lambda: every
-    assert store.migrate() == ["0010_properties"]
+    assert "0010_properties" in store.migrate()
     after = properties()
     store_hits(100, '{"c":[1,2]}', '{"plan":"team","new":["a",1]}')
     later = properties()
