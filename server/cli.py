@@ -43,7 +43,6 @@ from tenants.tables import App, Tenant, User
 
 Arguments = argparse.Namespace
 
-
 _COPIED_BYTES = 65_536
 
 

@@ -612,10 +612,7 @@ class Digester:
 
     async def _tell(self) -> None:
         """Tell the event store which persons turned out to be others."""
-        while rows := await people.unscoped_untold():
-            token = hashlib.blake2b(repr(rows).encode(), digest_size=16).hexdigest()
-            await self._inserts.insert("person_aliases", rows, token)
-            await people.told(rows)
+        await people.unscoped_tell(self._inserts.insert)
         self._untold = False
 
     async def _understand(self, batch: Batch) -> Understood:

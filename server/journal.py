@@ -150,6 +150,7 @@ class Segment:
 
 
 def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

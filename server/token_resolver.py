@@ -1,8 +1,8 @@
 """Access tokens that came with hits are resolved through the Graph API, and their persons learn of it."""
 
 import asyncio
-import hashlib
 import random
+import secrets
 import time
 from collections.abc import Sequence
 from uuid import UUID
@@ -187,19 +187,12 @@ class TokenResolver:
             told.append(each)
             if person is not None:
                 rows += property_rows(each, person)
-        await self._tell_of_persons()
+        await people.unscoped_tell(self._store.insert)
         if told:
-            token = hashlib.blake2b(b"".join(each.key for each in told), digest_size=16).hexdigest()
-            await self._store.insert("person_properties", rows, token)
+            # Told twice they are the same, as persons are.
+            await self._store.insert("person_properties", rows, secrets.token_hex(16))
             await access_tokens.told(told)
         return True
-
-    async def _tell_of_persons(self) -> None:
-        """Tell the event store which persons turned out to be others, as the digest does after its batches."""
-        while aliases := await people.unscoped_untold():
-            token = hashlib.blake2b(repr(aliases).encode(), digest_size=16).hexdigest()
-            await self._store.insert("person_aliases", aliases, token)
-            await people.told(aliases)
 
 
 def _is_forgotten(sender: Sender, forgotten: ForgottenKeys) -> bool:

@@ -81,7 +81,7 @@ def _matching(app: App, segment: Segment) -> tuple[str, dict[str, Any]]:
     """A query of the ids of a segment's known people, and its parameters."""
     query, parameters = segment.sql("s")
     # Who they are by now, so that a run that goes on later finds them in the same place.
-    sql = f"SELECT any({PERSON_ID}) AS id FROM events WHERE {ONE_APP} AND {SOMEBODY} AND {PERSON} IN ({query}) "
+    sql = f"SELECT any({PERSON_ID}) AS id FROM events WHERE {ONE_APP} AND {SOMEBODY} AND {PERSON} IN ({query})"
     # Of anonymous visitors there may be a hundred for each, and nothing that Meta can match.
     return f"{sql} GROUP BY {PERSON} HAVING max(identified)", {"app": str(app.id), **parameters}
 

@@ -14,7 +14,8 @@ store has yet to hear of persons (`Person.todo`), is for who keeps up the store:
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
@@ -152,6 +153,17 @@ async def learn(hit: Sighting, now_ms: int) -> UUID | None:
         async with transaction():
             await bulk.put(Reattribution, _MOVED_COLUMNS, [row], keep="was")
     return UUID(bytes=person)
+
+
+async def unscoped_tell(insert: Callable[[str, Sequence[bulk.Row], str], Awaitable[None]]) -> None:
+    """Tell the event store, by `insert` of a table's rows under a token, which persons turned out to be others.
+
+    Told twice it is the same, so every token is new: the engine may have noted one, and been killed before it had the
+    rows.
+    """
+    while rows := await unscoped_untold():
+        await insert("person_aliases", rows, secrets.token_hex(16))
+        await told(rows)
 
 
 async def unscoped_untold(limit: int = 5_000) -> list[bulk.Row]:

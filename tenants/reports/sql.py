@@ -68,7 +68,7 @@ def in_order(text: str) -> str:
 
     Else viewers, for whom addresses are masked, could send guesses and see on which side of them an address stands.
     """
-    return f"if(multiSearchAny({text}, ['@', '40']), hex(sipHash64({text}, '{_SALT}')), {text})"
+    return f"if(match({text}, '@|%(?:25)*40'), hex(sipHash64({text}, '{_SALT}')), {text})"
 
 
 @dataclass(frozen=True)

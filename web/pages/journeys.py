@@ -25,6 +25,8 @@ Context = dict[str, Any]
 PAGES = ("retention", "funnel")
 _HEATS = 10
 _PRESSED = re.compile(r"(remove|up|down)-([1-8])")
+# Whoever has more made them up: each has all be read once more.
+_MOST_PROBLEMS = 20
 _HOW = re.compile(r"step[1-8]\.how")
 _SUGGESTED = 12
 
@@ -96,10 +98,6 @@ _DEFAULT = (str(DEFAULT_WINDOW[0]), DEFAULT_WINDOW[1])
 def was_sent(pairs: Pairs) -> bool:
     """Whether the address is what a form sent, and not one that a page has."""
     return any(name == "do" or _HOW.fullmatch(name) for name, _ in pairs)
-
-
-# Whoever has more made them up: each has all be read once more.
-_MOST_PROBLEMS = 20
 
 
 def read_form(pairs: Pairs) -> Form:
