@@ -192,15 +192,16 @@ async def remove_user_without_tenant(user_id: int) -> None:
         await User.delete().where(User.id == user_id)
 
 
-async def log_in(email: str, password: str, *, address: str, now: datetime) -> User | None:
+async def log_in(email: str, password: str, *, address: str, now: datetime, browser: str | None = None) -> User | None:
     """The user with this e-mail address and password; it takes as long to find that there is none.
 
-    Raises TooManyTries, for unknown mailboxes too, before the password is looked at.
+    `browser` is the id of one in which this mailbox's password was right before. Raises TooManyTries, for unknown
+    mailboxes too, before the password is looked at.
     """
-    await tries.begin_login(email, address, now)
+    await tries.begin_login(email, address, now, browser)
     user = await authenticate(email, password, address)
     if user is not None:
-        await tries.login_succeeded(email, address)
+        await tries.login_succeeded(email, address, browser)
     return user
 
 
@@ -256,11 +257,12 @@ async def change_password(
 
 
 async def _check_current(user: User, password: str, address: str, now: datetime) -> None:
-    """Guessing the password in a browser left open is limited as guessing it from outside."""
-    await tries.begin_login(user.email, address, now)
+    """Guessing the password in a browser left open is limited as guessing it from outside, and counts apart."""
+    known = f"user {user.id}"
+    await tries.begin_login(user.email, address, now, known)
     if not await verify_password(user.password_hash, password, address):
         raise InvalidValue("current_password", "This is not your current password.")
-    await tries.login_succeeded(user.email, address)
+    await tries.login_succeeded(user.email, address, known)
 
 
 async def set_password(user: User, password: str) -> None:

@@ -1,5 +1,8 @@
 """How often something may be tried: logins of a mailbox, logins and sign-ups of an address, invitations of a tenant.
 
+Where the right password was given before (a known browser, somebody logged in) tries count apart from those of
+strangers, who could lock people out otherwise.
+
 A try is counted before the password is looked at, by one statement, so that guesses sent at once, to several processes,
 cannot slip through between the look and the count. A window begins with the first try in it. What may be tried again at
 once (the right password was given) is taken back.
@@ -24,6 +27,8 @@ class _Limit(NamedTuple):
 
 # Nobody mistypes their own password more often; guessing gets 960 tries a day.
 _LOGINS_OF_MAILBOX = _Limit("logins of mailbox", 10, timedelta(minutes=15))
+# The same, of a browser that is known, or of somebody who is logged in.
+_LOGINS_OF_KNOWN = _Limit("logins of known", 10, timedelta(minutes=15))
 # An office behind one address, on a Monday morning.
 _LOGINS_OF_ADDRESS = _Limit("logins of address", 30, timedelta(minutes=15))
 # A class in one room signs up; a script gets bored.
@@ -32,21 +37,23 @@ _SIGN_UPS_OF_ADDRESS = _Limit("sign-ups of address", 20, timedelta(hours=1))
 # A whole company at once; whoever asks which addresses have an account gets bored.
 _INVITATIONS_OF_TENANT = _Limit("invitations of tenant", 60, timedelta(hours=1))
 
-_LONGEST_WINDOW = max(
-    limit.window for limit in (_LOGINS_OF_MAILBOX, _LOGINS_OF_ADDRESS, _SIGN_UPS_OF_ADDRESS, _INVITATIONS_OF_TENANT)
-)
+_LIMITS = (_LOGINS_OF_MAILBOX, _LOGINS_OF_KNOWN, _LOGINS_OF_ADDRESS, _SIGN_UPS_OF_ADDRESS, _INVITATIONS_OF_TENANT)
+_LONGEST_WINDOW = max(limit.window for limit in _LIMITS)
 
 
-async def begin_login(email: str, address: str, now: datetime) -> None:
-    """Count a try of this mailbox's password, whether the mailbox is known or not. Raises TooManyTries."""
+async def begin_login(email: str, address: str, now: datetime, known: str | None = None) -> None:
+    """Count a try of this mailbox's password, whether the mailbox is known or not. Raises TooManyTries.
+
+    `known` is what only whoever gave the right password before can have, or None.
+    """
     # The address first: one that is refused must not go on locking other people's mailboxes.
     await _count(_LOGINS_OF_ADDRESS, network(address), now)
-    await _count(_LOGINS_OF_MAILBOX, _mailbox(email), now)
+    await _count(*_guesses(email, known), now)
 
 
-async def login_succeeded(email: str, address: str) -> None:
-    """The password was right: forget the mailbox's tries, and this one of the address."""
-    await Tries.delete().where(Tries.key == _key(_LOGINS_OF_MAILBOX, _mailbox(email)))
+async def login_succeeded(email: str, address: str, known: str | None = None) -> None:
+    """The password was right: forget the tries it was counted with, but of the address only this one."""
+    await Tries.delete().where(Tries.key == _key(*_guesses(email, known)))
     await Tries.raw(
         "UPDATE tries SET count = count - 1 WHERE key = {} AND count > 0", _key(_LOGINS_OF_ADDRESS, network(address))
     )
@@ -60,6 +67,11 @@ async def begin_sign_up(address: str, now: datetime) -> None:
 async def begin_invitation(tenant_id: int, now: datetime) -> None:
     """Count an invitation, whose link says whether the address has an account. Raises TooManyTries."""
     await _count(_INVITATIONS_OF_TENANT, str(tenant_id), now)
+
+
+def _guesses(email: str, known: str | None) -> tuple[_Limit, str]:
+    """What a guess of a password is counted with."""
+    return (_LOGINS_OF_MAILBOX, mailbox(email)) if known is None else (_LOGINS_OF_KNOWN, known)
 
 
 async def _count(limit: _Limit, whose: str, now: datetime) -> None:
@@ -87,7 +99,8 @@ def _key(limit: _Limit, whose: str) -> str:
     return hashlib.sha256(f"{limit.what}\n{whose}".encode(errors="replace")).hexdigest()
 
 
-def _mailbox(email: str) -> str:
+def mailbox(email: str) -> str:
+    """An e-mail address as it is compared."""
     return email.strip().lower()
 
 

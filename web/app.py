@@ -24,6 +24,7 @@ from litestar.types import Scope
 from tenants.errors import Busy, InvalidValue, NotFound, TooManyTries, Unavailable
 from tenants.events import Queries
 from tenants.facebook import facebook_key
+from tenants.known_browsers import known_browser_key
 from web.api import api, described
 from web.assets import Assets, static
 from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, OtherAccount, login_address
@@ -52,8 +53,8 @@ def create_app(
 ) -> Litestar:
     """The application over an event store; the control database is bound to the tables already.
 
-    `secret_key` encrypts what must be read again; `signup` is whether strangers may make accounts. `client_address`
-    tells whose request it is, through whatever proxies are trusted.
+    `secret_key` encrypts what must be read again, and tells known browsers; `signup` is whether strangers may make
+    accounts. `client_address` tells whose request it is, through whatever proxies are trusted.
     """
     pixel_url = pixel_url or public_url
     state = State(
@@ -65,6 +66,7 @@ def create_app(
             "secure": public_url.startswith("https:"),
             "client_address": client_address,
             "facebook_key": facebook_key(secret_key),
+            "known_browser_key": known_browser_key(secret_key),
             "assets": Assets(),
             # Those whose first hit was seen.
             "apps_hit": set[UUID](),

@@ -5,7 +5,7 @@ like. What belongs to another tenant is not found, as what does not exist.
 """
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from litestar.params import FromPath, SkipValidation
 
 from tenants import sessions
 from tenants.apps import find_app
+from tenants.known_browsers import LIFETIME, known_browser, token_of
 from tenants.tables import App, Role, Session, Tenant, User
 
 # A form of ours is a kilobyte.
@@ -80,14 +81,23 @@ Owner = NamedDependency[SkipValidation[Me]]
 OurApp = NamedDependency[SkipValidation[App]]
 
 
-def _cookie_name(request: AnyRequest) -> str:
+_SESSION, _KNOWN_BROWSER = "session", "browser"
+
+
+def _cookie_name(request: AnyRequest, name: str) -> str:
     # The prefix has browsers refuse the cookie from a subdomain or over plain HTTP; without TLS they refuse the prefix.
-    return "__Host-session" if request.app.state.secure else "session"
+    return f"__Host-{name}" if request.app.state.secure else name
 
 
 def session_token(request: AnyRequest) -> str | None:
     """What the session's cookie holds, whether it is worth anything or not."""
-    return request.cookies.get(_cookie_name(request))
+    return request.cookies.get(_cookie_name(request, _SESSION))
+
+
+def browser_known_to(request: AnyRequest, email: str) -> str | None:
+    """The id of the browser, where this mailbox's password was right in it before."""
+    token = request.cookies.get(_cookie_name(request, _KNOWN_BROWSER), "")
+    return known_browser(request.app.state.known_browser_key, email, token)
 
 
 async def maybe_me(request: AnyRequest) -> Me | None:
@@ -103,22 +113,25 @@ async def maybe_me(request: AnyRequest) -> Me | None:
     return request.state.me
 
 
-def set_session_cookie(request: AnyRequest, response: Response[bytes], token: str) -> None:
-    """Log this browser in."""
-    response.set_cookie(_session_cookie(request, token, int(sessions.LIFETIME.total_seconds())))
+def set_login_cookies(request: AnyRequest, response: Response[bytes], user: User, token: str) -> None:
+    """Log this browser in, and know it from now on."""
+    response.set_cookie(_cookie(request, _SESSION, token, sessions.LIFETIME))
+    if browser_known_to(request, user.email) is None:
+        known = token_of(request.app.state.known_browser_key, user.email)
+        response.set_cookie(_cookie(request, _KNOWN_BROWSER, known, LIFETIME))
 
 
 def clear_session_cookie(request: AnyRequest, response: Response[bytes]) -> None:
     """Log this browser out."""
-    response.set_cookie(_session_cookie(request, "", 0))
+    response.set_cookie(_cookie(request, _SESSION, "", timedelta(0)))
 
 
-def _session_cookie(request: AnyRequest, token: str, max_age: int) -> Cookie:
+def _cookie(request: AnyRequest, name: str, value: str, lifetime: timedelta) -> Cookie:
     return Cookie(
-        key=_cookie_name(request),
-        value=token,
+        key=_cookie_name(request, name),
+        value=value,
         path="/",
-        max_age=max_age,
+        max_age=int(lifetime.total_seconds()),
         secure=request.app.state.secure,
         httponly=True,
         # A link in a mail opens our pages logged in; a form on another site does not: see origin.py.

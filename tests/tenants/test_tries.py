@@ -59,6 +59,21 @@ async def test_the_right_password_frees_the_mailbox_and_gives_the_address_its_tr
     await fill("alice@example.org")
 
 
+async def test_strangers_do_not_lock_out_who_is_known(database: Database) -> None:
+    await fill("alice@example.org")
+    with pytest.raises(TooManyTries):
+        await tries.begin_login("alice@example.org", "192.0.2.1", NOW)
+    for _ in range(10):
+        await tries.begin_login("alice@example.org", "192.0.2.1", NOW, "her laptop")
+    with pytest.raises(TooManyTries):
+        await tries.begin_login("alice@example.org", "192.0.2.1", NOW, "her laptop")
+    await tries.begin_login("alice@example.org", "192.0.2.1", NOW, "her phone")
+    await tries.login_succeeded("alice@example.org", "192.0.2.1", "her laptop")
+    await tries.begin_login("alice@example.org", "192.0.2.1", NOW, "her laptop")
+    with pytest.raises(TooManyTries):
+        await tries.begin_login("alice@example.org", "192.0.2.3", NOW)
+
+
 async def test_sign_ups_are_counted_by_address_and_apart_from_logins(database: Database) -> None:
     for _ in range(20):
         await tries.begin_sign_up("192.0.2.1", NOW)

@@ -155,6 +155,28 @@ async def test_too_many_tries_are_told_when_to_try_again(anonymous: httpx.AsyncC
     assert "session" not in anonymous.cookies
 
 
+async def test_strangers_who_guess_do_not_lock_out_a_browser_that_logged_in_before(
+    site: Site, anonymous: httpx.AsyncClient
+) -> None:
+    mine, stranger = anonymous, await site.browser()
+    await sign_up(mine)
+    for _ in range(10):
+        assert (await log_in(stranger, "wrong password")).status_code == 422
+    assert (await log_in(stranger)).status_code == 429
+    # Who is logged in may still say who they are, and log in again.
+    reply = await mine.post(
+        "/account/profile/password", data={"password": "another password", "current_password": PASSWORD}
+    )
+    assert reply.status_code == 303
+    await mine.post("/logout")
+    assert (await log_in(mine, "another password")).headers["location"] == "/apps"
+    # The cookie is not another mailbox's.
+    mine.cookies.delete("session")
+    for _ in range(10):
+        assert (await mine.post("/login", data={"email": "bob@example.org", "password": PASSWORD})).status_code == 422
+    assert (await mine.post("/login", data={"email": "bob@example.org", "password": PASSWORD})).status_code == 429
+
+
 async def test_the_twenty_first_sign_up_of_an_address_waits(anonymous: httpx.AsyncClient, alice: Tenant) -> None:
     for _ in range(20):
         assert (await anonymous.post("/signup", data={**ALICE, "email": "alice@example.org"})).status_code == 422

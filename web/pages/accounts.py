@@ -10,7 +10,14 @@ from tenants import accounts, members, sessions
 from tenants.errors import EmailTaken, InvalidValue, NotFound
 from tenants.tables import Tenant, User
 from web.forms import text
-from web.guards import AnyRequest, clear_session_cookie, maybe_me, session_token, set_session_cookie
+from web.guards import (
+    AnyRequest,
+    browser_known_to,
+    clear_session_cookie,
+    maybe_me,
+    session_token,
+    set_login_cookies,
+)
 from web.rendering import NOTICES, go, render
 
 NOTICES.update(
@@ -39,7 +46,7 @@ def _address(request: AnyRequest) -> str:
 async def _logged_in(
     request: AnyRequest, user: User, response: Response[bytes], tenant: Tenant | None = None
 ) -> Response[bytes]:
-    """The response with a new session's cookie. Raises NotFound when the user is gone, or has another password now."""
+    """The response with a new session's cookies. Raises NotFound when the user is gone, or has another password now."""
     token = await sessions.create(
         user,
         request.headers.get("user-agent", ""),
@@ -47,7 +54,7 @@ async def _logged_in(
         tenant,
         replaces=session_token(request),
     )
-    set_session_cookie(request, response, token)
+    set_login_cookies(request, response, user, token)
     return response
 
 
@@ -103,7 +110,13 @@ async def log_in(request: AnyRequest) -> Response[bytes]:
     """A new session, never the one that the browser had before."""
     form = await request.form()
     to, email = here_only(text(form, "next")), text(form, "email")
-    user = await accounts.log_in(email, text(form, "password"), address=_address(request), now=datetime.now(UTC))
+    user = await accounts.log_in(
+        email,
+        text(form, "password"),
+        address=_address(request),
+        now=datetime.now(UTC),
+        browser=browser_known_to(request, email),
+    )
     if user is not None:
         try:
             return await _logged_in(request, user, go(to))
