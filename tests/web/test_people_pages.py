@@ -144,6 +144,28 @@ async def test_pages_of_people_lead_on(owner: httpx.AsyncClient, shop: App, even
     assert len({*shown[0], *shown[1]}) == 51
     assert 'rel="next"' not in second.text
     assert "First page" in second.text
+    for page in (first, second):
+        (counted,) = re.findall(r'hx-get="([^"]+/people/count)"', page.text)
+        assert re.sub("<[^>]+>", "", (await owner.get(counted)).text).strip() == "51 people"
+
+
+async def test_how_many_people_there_are(owner: httpx.AsyncClient, told: App) -> None:
+    people = f"/apps/{told.id}/people"
+    for query, shown in (
+        ("", "2 people"),
+        ("?person.plan=pro", "1 person"),
+        ("?sort=revenue", ""),
+        ("?search=ann", ""),
+    ):
+        page = (await owner.get(people + query)).text
+        said = re.findall(r'<p class="quiet">(.*)\n?</p>', page)
+        # By revenue and by text not all are listed that the conditions ask for.
+        assert [re.sub("<[^>]+>", "", each) for each in said] == ([shown] if shown else []), query
+    counted = await owner.get(f"{people}/count?person.plan=pro")
+    assert re.sub("<[^>]+>", "", counted.text).strip() == "1 person"
+    reply = await owner.get(f"{people}/count?revenue.EUR=much")
+    assert reply.status_code == 400
+    assert "That cannot be used" in reply.text
 
 
 async def test_a_person_has_a_page(owner: httpx.AsyncClient, told: App) -> None:

@@ -10,6 +10,7 @@ from litestar import Response, get
 from litestar.params import FromPath
 
 from tenants.access_tokens import waiting_since
+from tenants.audience_members import count_matching
 from tenants.currencies import MINOR_UNITS
 from tenants.deletions import going_since
 from tenants.errors import InvalidValue
@@ -59,6 +60,11 @@ class PeopleView(msgspec.Struct, frozen=True):
         view = self if segment is None else msgspec.structs.replace(self, segment=segment)
         query = urlencode([*view.pairs(), *more.items()])
         return f"/apps/{self.app.id}/people{'?' if query else ''}{query}"
+
+    def count(self) -> str:
+        """The address of how many they are."""
+        query = urlencode(self.segment.pairs())
+        return f"/apps/{self.app.id}/people/count{'?' if query else ''}{query}"
 
     def audience(self, page: str = "new") -> str:
         """The form of a Custom Audience of these people, or the `download` of it."""
@@ -138,6 +144,14 @@ async def people_page(request: AnyRequest, app: OurApp, viewer: Viewer) -> Respo
     )
 
 
+@get("/apps/{app_id:str}/people/count")
+async def count_panel(request: AnyRequest, app: OurApp) -> Response[bytes]:
+    """How many are in the segment: too slow for the page itself. Raises InvalidValue."""
+    segment = segment_of(list(request.query_params.multi_items()))
+    counted = await count_matching(app, request.app.state.event_store, segment)
+    return await render(request, "app/_people-count.html", app=app, counted=counted)
+
+
 async def _found(request: AnyRequest, view: PeopleView, whole: bool) -> People:
     return await people(
         view.app,
@@ -207,4 +221,4 @@ def _values(params: bytes, inside: str) -> Iterator[tuple[str, str]]:
             yield inside + name, _text(raw.decode())
 
 
-handlers = [people_page, person_page]
+handlers = [people_page, count_panel, person_page]
