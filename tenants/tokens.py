@@ -13,7 +13,7 @@ Take the revision first in a transaction: two that lock rows in different order 
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -87,6 +87,19 @@ async def revoke(tenant: Tenant, token: str) -> None:
 async def list_tokens(app: App) -> list[AppToken]:
     """The app's tokens, ended and revoked ones too, newest first; `state` says how each one is."""
     return await AppToken.objects().where(AppToken.app == app.id).order_by(AppToken.id, ascending=False)
+
+
+async def live_tokens(apps: Sequence[App], now: datetime) -> dict[UUID, list[str]]:
+    """The tokens of each of these that take hits, newest first, by the app's id."""
+    found: dict[UUID, list[str]] = {app.id: [] for app in apps}
+    if found:
+        takes = AppToken.expires_at.is_null() | (AppToken.expires_at > now)
+        rows = AppToken.select(AppToken.app, AppToken.token).where(
+            AppToken.app.is_in(list(found)), AppToken.revoked_at.is_null(), takes
+        )
+        for row in await rows.order_by(AppToken.id, ascending=False):
+            found[row["app"]].append(row["token"])
+    return found
 
 
 def state(token: AppToken, now: datetime) -> State:

@@ -82,6 +82,9 @@ async def test_the_apps_a_key_reads(site: Site, alice: Tenant, bob: Tenant) -> N
         reply = await client.get(f"/api/v1/apps/{token}/totals", headers={"Authorization": f"Bearer {of_one}"})
         assert reply.status_code == status
     assert (await client.get("/api/v1/apps")).status_code == 401
+    for app in await apps.list_apps(bob):
+        await apps.delete_app(app)
+    assert await listed(theirs.key) == []
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from litestar.params import Parameter
 
 from tenants.apps import list_apps
 from tenants.events import recent_events, recent_rejections
-from tenants.tokens import list_tokens, state
+from tenants.tokens import live_tokens
 from web.api.access import Cursor, GivenApp, GivenKey, GivenStore, Limit
 
 
@@ -75,13 +75,14 @@ class Rejections(msgspec.Struct):
 @get("/apps", summary="Apps", operation_id="apps")
 async def listed(key: GivenKey) -> Apps:
     """The account's apps, or the one that the key is of. `retention_days` is null where events are kept for ever."""
-    now = datetime.now(UTC)
-    found: list[App] = []
-    for app in await list_apps(key.tenant):
-        if key.app in (None, app.id):
-            live = [each.token for each in await list_tokens(app) if state(each, now) in ("live", "ends")]
-            found.append(App(app.id, app.name, app.currency, app.timezone, app.retention_days, app.created_at, live))
-    return Apps(found)
+    found = [app for app in await list_apps(key.tenant) if key.app in (None, app.id)]
+    tokens = await live_tokens(found, datetime.now(UTC))
+    return Apps(
+        [
+            App(app.id, app.name, app.currency, app.timezone, app.retention_days, app.created_at, tokens[app.id])
+            for app in found
+        ]
+    )
 
 
 @get("/apps/{app_token:str}/events", summary="Events of an app", operation_id="events")
