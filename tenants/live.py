@@ -24,7 +24,7 @@ from tenants.errors import InvalidValue
 from tenants.events import Queries
 from tenants.hits import WARNING_ADVICE, Category
 from tenants.reports.filters import Filters
-from tenants.reports.sql import PERSON_ID
+from tenants.reports.sql import PERSON_ID, containing
 from tenants.reports.sql import masked as masked_text
 from tenants.tables import App
 
@@ -192,8 +192,8 @@ def _with_text(
 ) -> tuple[str, dict[str, Any]]:
     if not text:
         return where, values
-    found = " OR ".join(f"positionCaseInsensitiveUTF8({name}, {{text:String}}) > 0" for name in columns)
-    return f"{where} AND ({found})", values | {"text": text}
+    found, parameters = containing(columns, text)
+    return f"{where} AND ({found})", values | parameters
 
 
 async def _read(

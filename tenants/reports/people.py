@@ -21,7 +21,7 @@ from tenants.identifiers import Known, known, owner_of, person_key, search
 from tenants.people import COLLECT
 from tenants.reports.filters import currency_of, text_for
 from tenants.reports.segments import Segment
-from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY, Parameters, masked
+from tenants.reports.sql import ONE_APP, PERSON, SOMEBODY, Parameters, containing, masked
 from tenants.rewriting import PROPERTIES
 from tenants.tables import App, Person
 
@@ -129,18 +129,26 @@ async def _with_text(app: App, store: Queries, text: str, exactly: bool) -> tupl
         found = {owner for owner in owners if owner}
     else:
         found = set(await search(app, text, _FOUND + 1))
-    # Of those that have it, or had it until it was replaced: the newest value decides.
-    contains = f"positionCaseInsensitiveUTF8({masked('value') if exactly else 'value'}, {{text:String}}) > 0"
-    had = f"SELECT field, person_id FROM person_properties WHERE {ONE_APP} AND {contains} LIMIT {_FOUND + 1}"
-    rows = await store.query(
-        f"SELECT person_id, (SELECT count() FROM ({had})) AS had FROM (SELECT field, person_id, "
-        f"argMax(value, version) AS value FROM person_properties WHERE {ONE_APP} AND (field, person_id) IN ({had}) "
-        f"GROUP BY field, person_id) WHERE {contains}",
-        {"app": str(app.id), "text": text},
+    contains, parameters = containing((masked("value") if exactly else "value",), text)
+    parameters |= {"app": str(app.id)}
+    had = await store.query(
+        f"SELECT DISTINCT field, person_id FROM person_properties WHERE {ONE_APP} AND ({contains}) LIMIT {_FOUND + 1}",
+        parameters,
         app.tenant,
     )
-    cut = len(found) > _FOUND or any(row["had"] > _FOUND for row in rows)
-    return found | {row["person_id"] for row in rows}, cut
+    # Those that have it, or had it until it was replaced: the newest value decides, of all that they were.
+    of = await known(app, {row["person_id"] for row in had})
+    parameters["fields"] = sorted({row["field"] for row in had})
+    parameters["ids"] = sorted({str(id) for each in of.values() for id in (each.id, *each.merged)})
+    rows = await store.query(
+        f"SELECT id FROM (SELECT any(person_id) AS id, argMax(value, version) AS value FROM person_properties "
+        f"WHERE {ONE_APP} AND field IN {{fields:Array(String)}} AND person_id IN {{ids:Array(UUID)}} "
+        f"GROUP BY field, {PERSON}) WHERE {contains}",
+        parameters,
+        app.tenant,
+    )
+    cut = len(found) > _FOUND or len(had) > _FOUND
+    return found | {row["id"] for row in rows}, cut
 
 
 async def _page(app: App, store: Queries, asked: _Asked, properties: bool) -> People:

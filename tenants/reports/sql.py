@@ -6,6 +6,7 @@ all: within a path the engine takes backticks for its own (`` a.:`Int64` `` is "
 its process. Such fields are read from the text of the values, in twenty times the time.
 """
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,18 @@ _ADDRESS = r"([^\\s\"<>(),;:@\\\\])[^\\s\"<>(),;:@\\\\]*(@|%(?:25)*40)"
 def masked(text: str) -> str:
     """An expression's text with e-mail addresses as viewers see them: `a…@example.org`."""
     return f"replaceRegexpAll({text}, '{_ADDRESS}', '\\\\1…\\\\2')"
+
+
+def containing(columns: Sequence[str], text: str) -> tuple[str, Parameters]:
+    """A condition that any of these texts contains this one, whatever the letter case, and its parameters.
+
+    In JSON quotes, backslashes and the like are escaped; the engine escapes two line ends that we do not.
+    """
+    escaped = json.dumps(text, ensure_ascii=False)[1:-1]
+    forms = (text, escaped, escaped.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+    parameters = {f"text{number}": form for number, form in enumerate(dict.fromkeys(forms))}
+    found = [f"positionCaseInsensitiveUTF8({each}, {{{name}:String}}) > 0" for each in columns for name in parameters]
+    return " OR ".join(found), parameters
 
 
 # Of this process: whoever could compute the order could compare what they see masked with what they guess.

@@ -1,9 +1,11 @@
 """The live view: every hit once, however late it appears; and what a test hit became."""
 
+import base64
+import itertools
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 from uuid import UUID, uuid4
 
 import pytest
@@ -215,6 +217,13 @@ async def test_filters(site: Site, filters: dict[str, Any], expected: list[str])
         "event_token=signup&event_token=buy",
     )
     assert tokens(await site.newest(after=found.cursor, **asked)) == (["signup"] if wanted else [])
+
+
+async def test_values_are_found_by_what_json_escapes(site: Site) -> None:
+    values = base64.b64encode(rb'{"size": "18\" \\ 20\"\u2028"}').decode()
+    await site.digest(f"event_token=buy&params={quote(values)}")
+    for text, masked in itertools.product(('18" \\ 20"', "\u2028", '"size":"18'), (False, True)):
+        assert tokens(await site.newest(text=text, masked=masked)) == ["buy"]
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!!!", "AAAA", "A" * 9, "A" * 5_000, "é", "' OR 1"])

@@ -113,7 +113,7 @@ async def test_people_are_found(told: Shop) -> None:
     assert await _names(told, text="b.") == "bob"
     assert await _names(told, text="bob@", exactly=True) == ""
     assert await _names(told, text="bob@example.org", exactly=True) == "bob"
-    assert await _names(told, text="start") == "ann"
+    assert await _names(told, text="ve") == "ann", "what eve brought is ann's"
     assert await _names(told, text=HOSTILE) == "cleo"
     assert await _names(told, text="b.", email="bob@example.org") == "bob"
     assert await _names(told, text="theirs") == ""
@@ -126,6 +126,15 @@ async def test_nobody_is_found_by_what_was_said_of_them_before(told: Shop) -> No
     for exactly in (False, True):
         assert await _names(told, text="pro", exactly=exactly) == ""
         assert await _names(told, text="free", exactly=exactly) == "bob"
+        assert await _names(told, text="start", exactly=exactly) == "", "of eve, whose plan is ann's by now"
+
+
+@pytest.mark.parametrize("text", ['18" \\ 20"', "two\nlines", "\u2028", "a/b", '"</p>"', "\x01"])
+async def test_people_are_found_by_what_json_escapes(told: Shop, text: str) -> None:
+    told.hit("visit", days(1), person=BOB, identified=True, params={"size": f"x{text}X"})
+    await told.store()
+    for exactly in (False, True):
+        assert await _names(told, text=f"X{text}x", exactly=exactly) == "bob"
 
 
 async def test_people_of_a_segment(told: Shop) -> None:
