@@ -13,7 +13,9 @@ import msgspec
 
 from tenants.errors import InvalidValue
 from tenants.hits import Category, Event, Rejection
-from tenants.reports.sql import PERSON_ID
+from tenants.reports.filters import Filters
+from tenants.reports.period import Period
+from tenants.reports.sql import PERSON_ID, within
 from tenants.tables import App
 
 # (column, type) of each table as inserted; the tables are made by migrations/events.
@@ -159,10 +161,14 @@ def referrer_host(referrer: bytes) -> str:
 
 
 class Page(msgspec.Struct):
-    """Some rows, newest first, and the cursor of the next ones, None on the last page."""
+    """Some rows, newest first, and the cursor of the next ones, None on the last page.
+
+    `newer` is the cursor to ask for newer ones with, None on the page of the newest.
+    """
 
     rows: list[dict[str, Any]]
     next: str | None
+    newer: str | None = None
 
 
 def cursor_bytes(cursor: str) -> bytes:
@@ -182,15 +188,16 @@ def _cursor(received_at: int, row_id: UUID) -> str:
     return base64.urlsafe_b64encode(received_at.to_bytes(8, "big") + row_id.bytes).decode().rstrip("=")
 
 
-def _after(cursor: str | None) -> tuple[str, dict[str, Any]]:
-    """The condition for rows older than the cursor's, and its parameters. Raises InvalidValue for a made-up cursor."""
+def _after(cursor: str | None, newer: bool = False) -> tuple[str, dict[str, Any]]:
+    """The condition for rows older than the cursor's, or newer ones. Raises InvalidValue for a made-up cursor."""
     if not cursor:
         return "", {}
     data = cursor_bytes(cursor)
     if len(data) != 24 or data[:2] != b"\0\0":
         raise no_cursor()
     at = int.from_bytes(data[:8], "big")
-    condition = " AND (received_at, id) < (fromUnixTimestamp64Milli({at:Int64}, 'UTC'), {id:UUID})"
+    which = ">" if newer else "<"
+    condition = f" AND (received_at, id) {which} (fromUnixTimestamp64Milli({{at:Int64}}, 'UTC'), {{id:UUID}})"
     return condition, {"at": at, "id": str(UUID(bytes=data[8:]))}
 
 
@@ -209,17 +216,25 @@ async def _newest(
     values: dict[str, Any],
     limit: int,
     cursor: str | None,
+    newer: bool = False,
 ) -> Page:
-    after, after_values = _after(cursor)
+    after, after_values = _after(cursor, newer)
+    order = "ASC" if newer else "DESC"
     rows = await store.query(
         f"SELECT {', '.join(columns)}, toUnixTimestamp64Milli(received_at) AS at FROM {table} "
-        f"WHERE app_id = {{app:UUID}}{where}{after} ORDER BY received_at DESC, id DESC LIMIT {{most:UInt32}}",
+        f"WHERE app_id = {{app:UUID}}{where}{after} ORDER BY received_at {order}, id {order} LIMIT {{most:UInt32}}",
         {"app": str(app.id), "most": limit + 1, **values, **after_values},
         app.tenant,
     )
     more = len(rows) > limit
     rows = rows[:limit]
-    return Page(rows, _cursor(rows[-1]["at"], rows[-1]["id"]) if more else None)
+    if not rows:
+        return Page([], None)
+    if newer:
+        rows.reverse()
+    first, last = (_cursor(row["at"], row["id"]) for row in (rows[0], rows[-1]))
+    # Where somebody came from there is something, on both sides.
+    return Page(rows, last if more or newer else None, first if (more if newer else cursor) else None)
 
 
 NOBODY = UUID(int=0)
@@ -232,14 +247,19 @@ async def recent_events(
     event_token: str | None = None,
     category: str | None = None,
     persons: Sequence[UUID] = (),
+    period: Period | None = None,
+    filters: Filters = Filters(),  # noqa: B008 (frozen)
     limit: int = 100,
     cursor: str | None = None,
+    newer: bool = False,
 ) -> Page:
     """The app's events as the API shows them; `persons` are the ids that somebody has had, for theirs alone.
 
-    Raises InvalidValue for a made-up cursor.
+    The page of a `cursor` has what is older, or with `newer` what is newer. Raises InvalidValue for a made-up cursor.
     """
-    where, values = "", dict[str, Any]()
+    where, values = filters.sql()
+    if period:
+        where += f" AND {within(period.start, period.end)}"
     if event_token:
         where, values = where + " AND event_token = {token:String}", values | {"token": event_token}
     if category:
@@ -258,7 +278,7 @@ async def recent_events(
         f"{PERSON_ID} AS person",
         "warnings",
     )
-    page = await _newest(app, store, "events", columns, where, values, limit, cursor)
+    page = await _newest(app, store, "events", columns, where, values, limit, cursor, newer)
     page.rows = [
         {
             "id": row["id"],

@@ -103,7 +103,7 @@ class View(msgspec.Struct, frozen=True):
     @property
     def intervals(self) -> list[tuple[str, str]]:
         """What the menu of intervals offers; '' leaves it to us. Empty where nothing is divided."""
-        if self.page == "funnel":
+        if self.page in ("funnel", "events"):
             return []
         return [
             ("", "Automatic interval"),
@@ -118,7 +118,7 @@ class View(msgspec.Struct, frozen=True):
     @property
     def compares(self) -> bool:
         """Whether the page shows the period before, too."""
-        return self.page not in ("retention", "funnel")
+        return self.page not in ("retention", "funnel", "events")
 
     @property
     def kept_from(self) -> datetime | None:

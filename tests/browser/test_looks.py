@@ -36,6 +36,8 @@ INSIDE = [
     ("events-filtered", "APP?period=7d&event_token=signup&params.plan=pro"),
     ("events-empty", "APP?event_token=nothing"),
     ("events-hours", "APP?period=today&interval=hour"),
+    ("events-list", "APP/events"),
+    ("events-list-none", "NEW/events"),
     ("revenue", "APP/revenue"),
     ("retention", "APP/retention"),
     ("retention-weeks", "APP/retention?period=90d&first=page_view&return=purchase"),
@@ -83,6 +85,7 @@ INSIDE = [
 VIEWED = [
     ("viewer-apps", "/apps"),
     ("viewer-events", "APP"),
+    ("viewer-events-list", "APP/events"),
     ("viewer-live", "APP/live"),
     ("viewer-people", "APP/people"),
     ("viewer-person", "APP/people/PERSON"),

@@ -419,6 +419,7 @@ def test_rejected_hits_say_what_to_change(page: Page, javascript: bool, shop: Sh
     "tail",
     [
         "",
+        "/events",
         "/revenue",
         "/live",
         "/rejected",
@@ -439,7 +440,7 @@ def test_hostile_text_stays_text(page: Page, javascript: bool, shop: Shop, tail:
         dialog.dismiss()
 
     page.on("dialog", shown)
-    shown_there = {"": HOSTILE, "/live": HOSTILE, "/rejected": "29.00", "/people": HOSTILE}
+    shown_there = {"": HOSTILE, "/events": HOSTILE, "/live": HOSTILE, "/rejected": "29.00", "/people": HOSTILE}
     steps = {"step1": HOSTILE, "step1.params.plan": HOSTILE, "step2": "signup", "by": "params.plan"}
     queries: list[dict[str, str]] = [
         {},

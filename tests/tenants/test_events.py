@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import quote, urlencode
 from uuid import UUID, uuid4
@@ -26,6 +27,8 @@ from tenants.events import (
     timestamp,
 )
 from tenants.hits import Category, Event, Rejection, decode
+from tenants.reports.filters import filters_of
+from tenants.reports.period import period_of
 from tenants.rewriting import PROPERTIES, property_version
 from tenants.snippets import encode_params
 from tenants.tables import App
@@ -161,6 +164,39 @@ async def test_pages_follow_each_other_without_gap_or_overlap(event_store: Event
         if cursor is None:
             break
     assert found == [f"e{n}" for n in reversed(range(95))]
+
+
+async def test_pages_lead_back_as_they_led_on(event_store: EventStore) -> None:
+    shop, other = app(), app()
+    # Many in the same millisecond, again.
+    rows = [row(shop, f"event_token=e{n}".encode(), n, NOW + n // 10) for n in range(25)]
+    await insert(event_store, *rows, *(row(other, b"event_token=theirs", n, NOW + n) for n in range(3)))
+    pages = [await recent_events(shop, event_store, limit=10)]
+    while cursor := pages[-1].next:
+        pages.append(await recent_events(shop, event_store, limit=10, cursor=cursor))
+    assert [len(page.rows) for page in pages] == [10, 10, 5]
+    assert pages[0].newer is None
+    for page, before in zip(reversed(pages), reversed(pages[:-1]), strict=False):
+        back = await recent_events(shop, event_store, limit=10, cursor=page.newer, newer=True)
+        assert back.rows == before.rows
+        assert (back.next, back.newer is None) == (before.next, before.newer is None)
+    # Fewer than a page are newer: there are no others.
+    few = await recent_events(shop, event_store, limit=20, cursor=pages[1].newer, newer=True)
+    assert (len(few.rows), few.newer) == (10, None)
+    assert few.next == pages[0].next
+
+
+async def test_a_page_is_of_a_period_and_of_what_filters_leave(event_store: EventStore) -> None:
+    shop, now = app(), datetime.fromtimestamp(NOW / 1000, UTC)
+    plans = ("pro", "team", "pro")
+    hits = (
+        row(shop, b"event_token=e&" + params({"plan": plan}), n, NOW - n * 86_400_000) for n, plan in enumerate(plans)
+    )
+    await insert(event_store, *hits, row(shop, b"event_token=e&" + params({"plan": "pro"}), 3, NOW - 9 * 86_400_000))
+    period = period_of({"period": "7d"}, "UTC", now + timedelta(seconds=1))
+    filters = filters_of([("params.plan", "pro")])
+    shown = await read(event_store, shop, period=period, filters=filters, event_token="e")
+    assert [event["received_at"] for event in shown] == [timestamp(NOW), timestamp(NOW - 2 * 86_400_000)]
 
 
 async def test_filters(event_store: EventStore) -> None:

@@ -81,7 +81,10 @@ async def _user(email: str) -> User:
 # the others take minutes and ask the control database nothing that the stories do not.
 _ON_ONE_DATABASE = {
     f"test_{name}.py"
-    for name in ("rights", "frame", "dashboards", "journeys", "snippet", "people_pages", "audiences", "landing", "api")
+    for name in (
+        *("rights", "frame", "dashboards", "event_list", "journeys"),
+        *("snippet", "people_pages", "audiences", "landing", "api"),
+    )
 }
 
 

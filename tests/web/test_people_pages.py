@@ -226,7 +226,7 @@ async def test_addresses_are_masked_for_viewers(
     await know(told, BOB, email="bob@example.org")
     await did(event_store, told, BOB, "signup", email="bob@example.org", contact="bob@example.org")
     await did(event_store, told, BOB, "signup", email="only@example.org")
-    for tail in ("/people", f"/people/{BOB}", "/live?whole=1", "/export?format=csv"):
+    for tail in ("/people", f"/people/{BOB}", "/events", "/live?whole=1", "/export?format=csv"):
         address = f"/apps/{told.id}{tail}"
         for whole in (owner, member):
             assert "bob@example.org" in (await whole.get(address)).text
@@ -264,7 +264,8 @@ async def test_addresses_with_other_letters_are_masked_whole(
     """An apostrophe, an ampersand and an equals sign may stand before the @."""
     for address in ("rosa.o'connor@example.org", "rosa&bob@example.org", "prvs=rosa@example.org"):
         await did(event_store, told, VISITOR, "view", email=address, contact=address)
-    for tail in (f"/people/{VISITOR}", "/live?whole=1", "/export?format=csv", "/panels/breakdown?field=params.contact"):
+    breakdown = "/panels/breakdown?field=params.contact"
+    for tail in (f"/people/{VISITOR}", "/events", "/live?whole=1", "/export?format=csv", breakdown):
         assert "rosa" in (await owner.get(f"/apps/{told.id}{tail}")).text, tail
         seen = (await viewer.get(f"/apps/{told.id}{tail}")).text
         assert "…@example.org" in seen, tail

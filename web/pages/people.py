@@ -1,8 +1,8 @@
 """The people of an app: a list to search, filter and sort, and a page of each one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast, get_args
+from typing import cast, get_args
 from urllib.parse import urlencode
 
 import msgspec
@@ -22,6 +22,7 @@ from tenants.reports.segments import Condition, Did, Earned, Is, Segment, did, e
 from tenants.tables import App
 from tenants.typed_money import read_money
 from web.guards import AnyRequest, OurApp, Viewer
+from web.pages.events import shown, text_of
 from web.rendering import go, money, render
 from web.view import usable
 
@@ -32,7 +33,6 @@ SORTS: dict[Sort, str] = {
     "revenue": "Most revenue",
 }
 _ORDERS = 10
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class PeopleView(msgspec.Struct, frozen=True):
@@ -186,39 +186,16 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
         tab="people",
         person=of,
         going=going,
-        properties=[(each.field, _text(each.value), each.received_at) for each in of.properties],
+        properties=[(each.field, text_of(each.value), each.received_at) for each in of.properties],
         cut=len(of.properties) == SHOWN_PROPERTIES,
-        facebook=next((_text(each.value) for each in of.properties if each.field == "facebook_state"), ""),
+        facebook=next((text_of(each.value) for each in of.properties if each.field == "facebook_state"), ""),
         waiting=datetime.fromtimestamp(waiting[-1] / 1000, UTC) if waiting else None,
-        timeline=[_shown(row) for row in timeline.rows],
+        timeline=[shown(row) for row in timeline.rows],
         older=timeline.next,
-        orders=[_shown(row) for row in orders.rows],
+        orders=[shown(row) for row in orders.rows],
         more_orders=orders.next is not None,
         cursor=cursor,
     )
-
-
-def _text(value: str) -> str:
-    """A JSON text itself, anything else as JSON."""
-    return msgspec.json.decode(value, type=str) if value.startswith('"') else value
-
-
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """An event of the API's, with its time and its values as pages show them."""
-    return row | {
-        "received_at": datetime.fromisoformat(row["received_at"]),
-        "values": list(_values(bytes(row["params"]), "")),
-    }
-
-
-def _values(params: bytes, inside: str) -> Iterator[tuple[str, str]]:
-    """The custom values one by one, those within objects by their path, as fields are named (`address.city`)."""
-    for name, value in _fields.decode(params).items():
-        raw = bytes(value)
-        if raw.startswith(b"{") and raw != b"{}":
-            yield from _values(raw, f"{inside}{name}.")
-        else:
-            yield inside + name, _text(raw.decode())
 
 
 handlers = [people_page, count_panel, person_page]
