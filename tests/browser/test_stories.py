@@ -354,7 +354,7 @@ def test_a_panel_that_failed_is_tried_again(page: Page, shop: Shop) -> None:
 
     def fail(route: Route) -> None:
         body = wrong.replace("ADDRESS", route.request.url.replace("&", "&amp;"))
-        route.fulfill(status=503, content_type="text/html", body=body)
+        route.fulfill(status=503, content_type="text/html", headers={"Vary": "HX-Request"}, body=body)
 
     page.route("**/panels/chart*", fail, times=1)
     page.goto(shop.path())
@@ -363,6 +363,46 @@ def test_a_panel_that_failed_is_tried_again(page: Page, shop: Shop) -> None:
     chart.get_by_role("button", name="Try again").click()
     expect(chart.locator("canvas")).to_be_visible()
     expect(chart.get_by_text("Not right now.")).to_have_count(0)
+
+
+def proxy_error(route: Route) -> None:
+    """What a proxy answers while the server behind it is started anew."""
+    route.fulfill(
+        status=502, content_type="text/html", headers={"Vary": "Accept-Encoding"}, body="<h1>Bad Gateway</h1>"
+    )
+
+
+def test_live_goes_on_after_a_proxys_error(page: Page, machine: Machine) -> None:
+    mine = open_shop(machine, hits=False)
+    mine.log_in(page)
+    page.goto(mine.path("/live"))
+    expect(page.locator("#poller")).to_be_attached()
+    page.route("**/live/newer*", proxy_error)
+    expect(page.get_by_text("No answer from the server.")).to_be_visible()
+    expect(page.get_by_text("Bad Gateway")).to_have_count(0)
+    page.unroute("**/live/newer*")
+    mine.hit(event_token="signup")
+    expect(page.locator(".hit", has_text="signup")).to_be_visible()
+    expect(page.get_by_text("No answer from the server.")).to_have_count(0)
+
+
+def test_a_proxys_error_takes_nothing_away(page: Page, shop: Shop) -> None:
+    """Neither a page that is asked for anew, nor is it what a panel shows; and nothing seems to be on its way still."""
+    shop.log_in(page)
+    page.route("**/panels/totals*", proxy_error)
+    page.goto(shop.path())
+    expect(page.locator("#totals")).to_contain_text("No answer from the server.")
+    expect(page.locator("#totals .spin")).to_be_hidden()
+    page.goto(shop.path("/funnel?step1=page_view"))
+    expect(page.locator(".loading")).to_have_count(0)
+    page.route("**/funnel?*", proxy_error)
+    page.get_by_label("Unit").select_option("minutes")
+    expect(page.get_by_text("No answer from the server.")).to_be_visible()
+    expect(page.get_by_label("Event token of step 1")).to_have_value("page_view")
+    page.unroute("**/funnel?*")
+    page.get_by_label("Unit").select_option("hours")
+    page.wait_for_url(re.compile("unit=hours"))
+    expect(page.get_by_text("No answer from the server.")).to_have_count(0)
 
 
 def test_a_period_is_chosen_with_the_keyboard(page: Page, shop: Shop) -> None:

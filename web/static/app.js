@@ -142,22 +142,30 @@ document.addEventListener("change", (event) => {
   }
 });
 
+// What we answer says that it depends on who asks. Else an error is a proxy's, which tells people nothing, and put in the
+// place of what asks again and again it would be the end of that.
+const ours = (xhr) => xhr.status > 0 && (xhr.status < 400 || /HX-Request/i.test(xhr.getResponseHeader("Vary") ?? ""));
+
 // The server could not be reached at all, or not in time.
-for (const name of ["htmx:sendError", "htmx:timeout"]) {
-  document.addEventListener(name, (event) => {
-    const target = event.detail.target;
-    if (!target || target.querySelector(":scope > .offline")) return;
-    const notice = document.createElement("p");
-    notice.className = "notice bad offline";
-    notice.setAttribute("role", "alert");
-    notice.textContent = "No answer from the server. Check the connection, then reload the page.";
-    target.prepend(notice);
-  });
+function unreachable(event) {
+  const target = event.detail.target;
+  if (!target || target.querySelector(":scope > .offline")) return;
+  const notice = document.createElement("p");
+  notice.className = "notice bad offline";
+  notice.setAttribute("role", "alert");
+  notice.textContent = "No answer from the server. Check the connection, then reload the page.";
+  target.prepend(notice);
 }
+for (const name of ["htmx:sendError", "htmx:timeout"]) document.addEventListener(name, unreachable);
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (ours(event.detail.xhr)) return;
+  event.detail.shouldSwap = false;
+  unreachable(event);
+});
 
 // It can be reached again.
 document.addEventListener("htmx:afterRequest", (event) => {
-  if (event.detail.xhr.status) event.detail.target?.querySelector(":scope > .offline")?.remove();
+  if (ours(event.detail.xhr)) event.detail.target?.querySelector(":scope > .offline")?.remove();
 });
 
 // <input data-timezone>: the browser's.
