@@ -697,6 +697,37 @@ def test_the_chart_follows_the_window_and_the_colour_scheme(page: Page, shop: Sh
     expect(canvas).to_have_count(1)
 
 
+def test_large_amounts_are_read_on_a_phone(page: Page, machine: Machine) -> None:
+    mine = open_shop(machine, hits=False)
+    for currency in ("EUR", "USD", "KWD"):
+        params = {"email": "rich@example.org"}
+        mine.hit("revenue", event_token="purchase", amount="99999999999", currency=currency, params=params)
+    wait_until(machine.digested, 5.0)
+    page.set_viewport_size({"width": 320, "height": 900})
+    mine.log_in(page)
+    lines = """element => {
+        const all = document.createRange();
+        all.selectNodeContents(element);
+        return new Set([...all.getClientRects()].map(line => line.top)).size;
+    }"""
+    card = page.get_by_role("article").filter(has_text="Boots & Blooms")
+    amounts = card.locator("dd").filter(has_text="999,999,999.99")
+    expect(amounts).to_have_count(2)
+    assert [each.evaluate(lines) for each in amounts.all()] == [1, 1]
+    page.goto(mine.path("/people"))
+    seen = page.locator("tbody time").first.bounding_box()
+    earned = page.locator("tbody td.under").bounding_box()
+    assert seen
+    assert earned
+    assert seen["x"] + seen["width"] <= earned["x"]
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    page.get_by_role("link", name="rich@example.org").click()
+    value = page.get_by_role("region", name="Lifetime value").locator("dd:not(.change)")
+    expect(value).to_have_count(3)
+    assert [each.evaluate(lines) for each in value.all()] == [1, 1, 1]
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
 def tab_to(page: Page, target: Locator) -> None:
     """Press the key until the target has the focus, as people without a mouse do."""
     for _ in range(120):
