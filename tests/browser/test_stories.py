@@ -697,6 +697,38 @@ def test_the_chart_follows_the_window_and_the_colour_scheme(page: Page, shop: Sh
     expect(canvas).to_have_count(1)
 
 
+def style(element: Locator, name: str) -> str:
+    """A property as the browser computed it."""
+    return element.evaluate("(element, name) => getComputedStyle(element)[name]", name)
+
+
+def test_what_is_chosen_shows_in_peoples_own_colours(page: Page, shop: Shop) -> None:
+    """Where people's own colours replace those of pages, as in Windows' contrast themes."""
+    page.emulate_media(forced_colors="active", color_scheme="dark")
+    shop.log_in(page)
+    page.goto(shop.path("/snippet"))
+    targets = page.locator(".targets label")
+    chosen = targets.filter(has=page.locator(":checked"))
+    other = targets.filter(has=page.locator(":not(:checked)")).last
+    ways = page.locator(".switch button")
+    for one, another in ((chosen, other), (ways.first, ways.last)):
+        assert style(one, "backgroundColor") != style(another, "backgroundColor")
+        assert style(one, "color") != style(one, "backgroundColor")
+    tabs = page.get_by_role("navigation", name="Boots & Blooms").get_by_role("link")
+    current = tabs.filter(has_text="Snippet")
+    assert style(current, "borderBottomColor") != style(tabs.first, "borderBottomColor")
+    # Nor does each line of a chart have the same one.
+    page.goto(shop.path("/revenue"))
+    expect(page.locator("#revenue canvas")).to_be_visible()
+    legend = page.locator("#revenue .legend .swatch")
+    colours = {style(swatch, "backgroundColor") for swatch in legend.all()}
+    assert len(colours) == 3
+    drawn: list[str] = page.locator("#revenue figure").evaluate(
+        "figure => figure.chart.series.slice(1).map(line => line.stroke())"
+    )
+    assert set(drawn) == colours
+
+
 def test_large_amounts_are_read_on_a_phone(page: Page, machine: Machine) -> None:
     mine = open_shop(machine, hits=False)
     for currency in ("EUR", "USD", "KWD"):

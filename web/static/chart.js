@@ -21,6 +21,8 @@
 
   const colour = (name) => {
     const probe = document.createElement("i");
+    // Where people's own colours replace ours, axes have theirs; series would all have the same one.
+    if (name.startsWith("series")) probe.style.forcedColorAdjust = "none";
     probe.style.color = `var(--${name})`;
     document.body.append(probe);
     const found = getComputedStyle(probe).color;
@@ -168,7 +170,7 @@
   drawAll(document);
   // After a panel arrived, what is in it.
   document.addEventListener("htmx:afterSettle", () => drawAll(document));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  for (const query of ["(prefers-color-scheme: dark)", "(forced-colors: active)"]) matchMedia(query).addEventListener("change", redraw);
   let timer;
   let width = innerWidth;
   addEventListener("resize", () => {
