@@ -255,6 +255,18 @@ def test_forms_with_mistakes(
         context.close()
 
 
+def test_what_a_field_may_hold_is_as_legible_as_a_hint(inside: BrowserContext, shop: Shop) -> None:
+    """axe does not look at placeholders."""
+    page = inside.new_page()
+    page.goto(shop.path("/people"))
+    colours: list[str] = page.evaluate(
+        "[[document.querySelector('#search'), '::placeholder'], [document.querySelector('.bottom'), null]]"
+        ".map(place => getComputedStyle(...place).color)"
+    )
+    page.close()
+    assert colours[0] == colours[1]
+
+
 @pytest.mark.parametrize("javascript", [True, False], ids=["script", "no-script"])
 def test_a_test_hit(inside: BrowserContext, shop: Shop, scheme: str, javascript: bool) -> None:
     browser = inside.browser
