@@ -65,6 +65,13 @@ _LOCK_SECONDS = 2.0
 _LAST_USED_SECONDS = 30.0
 # Longer than any address of ours, shorter than what file systems refuse with an error.
 _PATH_MOST = 1_000
+# Of an address: the largest form that stands in one is a snippet's (web/guards.py). What the framework read of the
+# API's last 1,024 addresses it keeps, whoever sent them; there the most are 30 filters and 8 steps.
+_PARAMETERS_MOST = 1_000
+_API_PARAMETERS_MOST = 200
+# Of a request's line and headers: an address as long as there may be, 64 kB, and what proxies let through. Granian's
+# default is four times that.
+_HEAD_BYTES = 96 * 1024
 
 
 class CannotStart(Exception):
@@ -144,6 +151,10 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
             await operations(scope, receive, send)
         elif "\0" in path or len(path) > _PATH_MOST:
             await _nothing_here(send)  # no file system takes such a name, and no route of ours has one
+        elif scope["query_string"].count(b"&") >= (
+            _API_PARAMETERS_MOST if path.startswith("/api/") else _PARAMETERS_MOST
+        ):
+            await _plain(send, 414, b"There are more parameters in this address than any page has.\n")
         elif scope["method"] == "HEAD":
             await _head(pages, scope, send)
         else:
@@ -153,8 +164,12 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
 
 
 async def _nothing_here(send: Send, body: bytes = b"There is nothing here.\n") -> None:
+    await _plain(send, 404, body)
+
+
+async def _plain(send: Send, status: int, body: bytes) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
@@ -276,7 +291,7 @@ async def run(settings: Settings, role: Role) -> None:
         port=settings.port,
         interface=Interfaces.ASGI,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=15_000),
+        http1_settings=HTTP1Settings(header_read_timeout=15_000, max_buffer_size=_HEAD_BYTES),
         websockets=False,
         backlog=4096,
         backpressure=connections,

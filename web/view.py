@@ -143,7 +143,12 @@ class View(msgspec.Struct, frozen=True):
 
 def pairs_of(request: AnyRequest) -> list[tuple[str, str]]:
     """The parameters of the address in their order, which Litestar's own list does not keep; as many as may be used."""
-    return parse_qsl(request.url.query, keep_blank_values=True)[:_MOST_PAIRS]
+    return pairs_in(request.url.query)
+
+
+def pairs_in(query: str) -> list[tuple[str, str]]:
+    """The first parameters of a query string."""
+    return parse_qsl("&".join(query.split("&", _MOST_PAIRS)[:_MOST_PAIRS]), keep_blank_values=True)
 
 
 class Pairs(Protocol):

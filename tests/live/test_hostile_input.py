@@ -157,6 +157,15 @@ def nasties(token: str) -> Iterator[tuple[str, bytes, set[int]]]:
     yield "a million dots", get(b"/" + b"../" * 10_000 + b"etc/passwd", close), {400, 404}
     yield "a made-up app's API", get(b"/api/v1/apps/%00/events", close), {400, 401, 404}
     yield "a strange limit", get(b"/api/v1/apps/" + token.encode() + b"/events?limit=%ff", close), {400, 401}
+    # Pages are made on the loop that takes hits, and some of what strangers send took minutes.
+    backslashes = b'Cookie: session="' + b"\\" * 60_000 + b'"\r\n'
+    yield "a cookie of backslashes", get(b"/login", backslashes + close), {200}
+    yield "a cookie of backslashes where nothing is", get(b"/nothing", backslashes + close), {404}
+    yield "200 kB of cookies", get(b"/login", b"Cookie: " + b"a=b;" * 50_000 + b"\r\n" + close), {400, 431}
+    yield "thousands of parameters", get(b"/login?" + b"a&" * 30_000, close), {414}
+    yield "hundreds of parameters of the API", get(b"/api/v1/apps?" + b"a&" * 300, close), {414}
+    yield "a host that is none", b"GET /nothing HTTP/1.1\r\nHost: a:b:c\r\nConnection: close\r\n\r\n", {400, 404}
+    yield "invalid UTF-8 raw in a page's query", get(b"/login?next=\xff", close), {200, 400}
     yield "a static file above", get(b"/static/..%2f..%2fapp.py", close), {400, 404}
     yield "a static file with NUL", get(b"/static/%00", close), {400, 404}
 

@@ -6,11 +6,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from litestar._parsers import (  # pyright: ignore[reportPrivateUsage]
+    parse_cookie_string,
+    parse_query_string,
+    parse_url_encoded_form_data,
+)
 
 from tenants.keys import create_key
 from tenants.tables import App, Tenant
 from tenants.tokens import list_tokens
 from web.assets import Assets
+from web.guards import MOST_PARAMETERS
 from web.origin import SameOrigin
 from web.rendering import ago, moment, money, number, percent
 
@@ -111,6 +117,28 @@ async def test_forms_of_other_sites_are_refused(headers: dict[str, str], allowed
         assert reached == ["app"]
     await guard({"type": "http", "method": "GET", "headers": []}, receive, send)  # pyright: ignore[reportArgumentType]
     assert reached[-1:] == ["app"]
+
+
+async def test_what_strangers_send_is_not_kept_for_the_next_one(anonymous: httpx.AsyncClient) -> None:
+    kept = (parse_cookie_string, parse_query_string, parse_url_encoded_form_data)
+    for each in kept:
+        each.cache_clear()
+    anonymous.cookies.set("notice", "saved")
+    page = await anonymous.get("/login?next=/account", headers={"Host": "no:host:at:all"})
+    assert "Saved." in page.text
+    assert 'value="/account"' in page.text
+    refused = await anonymous.post("/login?a=b", data={"email": "ann@example.org", "password": "a secret of mine"})
+    assert refused.status_code == 422
+    assert 'value="ann@example.org"' in refused.text
+    await anonymous.get("/api/v1/apps/0/events?limit=3")
+    assert [each.cache_info().currsize for each in kept] == [0, 0, 0]
+
+
+async def test_a_form_has_so_many_fields_at_most(anonymous: httpx.AsyncClient) -> None:
+    most = {f"field{number}": "" for number in range(MOST_PARAMETERS)}
+    assert (await anonymous.post("/login", data=most)).status_code == 422
+    refused = await anonymous.post("/login", data=most | {"email": "ann@example.org"})
+    assert (refused.status_code, "at most" in refused.text) == (400, True)
 
 
 async def test_errors_are_pages_for_people_and_json_for_programs(anonymous: httpx.AsyncClient) -> None:

@@ -8,7 +8,6 @@ a panel shows.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qsl
 from uuid import UUID
 
 import msgspec
@@ -40,7 +39,7 @@ from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.pages import journeys
 from web.rendering import fragment, go, is_htmx, plain_money, render
-from web.view import View, adding, address_of_whole, bucket_label, filterable, named, pairs_of, short, view_of
+from web.view import View, adding, address_of_whole, bucket_label, filterable, named, pairs_in, pairs_of, short, view_of
 
 Context = dict[str, Any]
 Pairs = Sequence[tuple[str, str]]
@@ -327,7 +326,7 @@ async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Respon
     pairs = pairs_of(request)
     asked = dict(pairs)
     page = asked.get("page", "")
-    open_page = parse_qsl(request.headers.get("hx-current-url", "").partition("?")[2].partition("#")[0])
+    open_page = pairs_in(request.headers.get("hx-current-url", "").partition("?")[2].partition("#")[0])
     path = f"/apps/{app.id}/{page}" if page in _PAGES else f"/apps/{app.id}"
     view = view_of(request, app, path, _own(page, pairs, open_page))
     context = await _panel_context(view, request.app.state.event_store, name, asked)
