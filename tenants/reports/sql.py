@@ -3,10 +3,13 @@
 Everything that people or visitors wrote is a parameter, but for names of fields: the engine reads a field of the JSON
 column by itself only where its name stands in the query. A name is quoted, and one with a backtick is not used so at
 all: within a path the engine takes backticks for its own (`` a.:`Int64` `` is "a as a number"), and made-up ones end
-its process. Such fields are read from the text of the values, in twenty times the time.
+its process. Such fields are read from the text of the values, in twenty times the time. Of a quoted name all but
+letters and digits is escaped: the engine's client looks for comments in quoted names, too, and for the end of one that
+has none again and again, a minute for a long address, in which no hit is taken.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,11 +122,19 @@ def value_of(field: str, prefix: str) -> Value:
         value = json_value(own, path[1:], prefix)
         return Value(value.text, value.missing, value.listed, value.elements, value.parameters | parameters)
     if "`" not in field:
-        value = "params." + ".".join("`" + name.replace("\\", "\\\\") + "`" for name in path)
+        value = "params." + ".".join(f"`{_quoted(name)}`" for name in path)
         listed = f"startsWith(toString({value}), '[') AND startsWith(dynamicType({value}), 'Array')"
         text = f"assumeNotNull(toJSONString({value}))"
         return Value(f"toString({value})", f"{value} IS NULL", f"({listed})", _elements(text), {})
     return json_value("params_text", path, prefix)
+
+
+_MEANING = re.compile(r"[^A-Za-z0-9_\x80-\U0010ffff]")
+
+
+def _quoted(name: str) -> str:
+    """The name as it may stand between backticks."""
+    return _MEANING.sub(lambda found: f"\\x{ord(found[0]):02X}", name)
 
 
 def json_value(text: str, path: Sequence[str], prefix: str) -> Value:

@@ -1,5 +1,6 @@
 """Filters: what an address says, and which events it means, whatever fields and values are called."""
 
+import re
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -238,8 +239,17 @@ async def test_as_many_conditions_as_there_may_be_on_the_longest_names(shop: Sho
     await shop.store()
     pairs = [("params.a.b.c.d.e", "x")]
     pairs += [(f"params.{'x' * 990}{number}!", "`" * 100) for number in range(10)]
+    # What the engine's client reads a comment of, which takes quadratic time where it does not end: minutes.
+    pairs += [(f"params.{'/*x' * 330}{number}!", "x" * 100) for number in range(15)]
     pairs += [(f"params.{'`' * 990}{number}!", "x" * 100) for number in range(MAX_SLOW_FIELDS)]
     assert await matching(shop, *pairs) == {"deep"}
+
+
+def test_a_name_in_a_query_is_nothing_else() -> None:
+    name = "".join(map(chr, (*range(0x60), *range(0x61, 0x80)))).replace(".", "")
+    sql, _ = filters_of([(f"params.{name}", "x")]).sql()
+    (quoted,) = set(re.findall(r"`(.*?)`", sql))
+    assert re.fullmatch(r"(\w|\\x[0-9A-F]{2})+", quoted)
 
 
 def test_slow_fields_are_few() -> None:
