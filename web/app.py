@@ -102,7 +102,7 @@ def create_app(
             description="Read back what your pixels recorded, and delete people for good. "
             "Every request carries an API key of your tenant.",
             path="/api/docs",
-            render_plugins=[_ReferencePage(path="/"), _ReferenceFile(path="/openapi.json")],
+            render_plugins=[_ReferencePage(), _ReferenceFile()],
             use_handler_docstrings=True,
             components=Components(
                 security_schemes={"API key": SecurityScheme(type="http", scheme="bearer")},
@@ -116,12 +116,22 @@ def create_app(
 
 
 class _ReferencePage(OpenAPIRenderPlugin):
-    """The API's reference as a plain page: no script, so it works under the strict policy and everywhere."""
+    """The API's reference as a plain page: no script, so it works under the strict policy and everywhere.
+
+    Made once for those who have a session's cookie, and once for others: it takes as long as a hundred hits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+        self._made: dict[bool, bytes] = {}
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        page = templates.get_template("api_reference.html")
         context = common(cast("AnyRequest", request)) | {"notice": None, "indented": _indented}
-        return page.render(context, schema=described(openapi_schema)).encode()
+        inside = bool(context["inside"])
+        if inside not in self._made:
+            page = templates.get_template("api_reference.html")
+            self._made[inside] = page.render(context, schema=described(openapi_schema)).encode()
+        return self._made[inside]
 
 
 def _indented(example: Any) -> str:
@@ -131,8 +141,14 @@ def _indented(example: Any) -> str:
 class _ReferenceFile(JsonRenderPlugin):
     """The same for tools."""
 
+    def __init__(self) -> None:
+        super().__init__(path="/openapi.json")
+        self._made: bytes | None = None
+
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        return super().render(request, described(openapi_schema))
+        if self._made is None:
+            self._made = super().render(request, described(openapi_schema))
+        return self._made
 
 
 def _page_headers(pixel_url: str) -> Any:

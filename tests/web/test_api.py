@@ -275,6 +275,18 @@ def test_examples_are_answers() -> None:
     assert (meant.reason, meant.detail) == (rejection["reason"], rejection["detail"])
 
 
+async def test_the_reference_is_made_once_for_everybody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = await site.browser()
+    addresses = ("/api/docs", "/api/docs/openapi.json")
+    first = [(await browser.get(address)).text for address in addresses]
+
+    def again(_schema: Any) -> Any:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("web.app.described", again)
+    assert [(await browser.get(address)).text for address in addresses] == first
+
+
 async def test_the_reference_has_every_report_with_an_example(site: Site) -> None:
     browser = await site.browser()
     document = (await browser.get("/api/docs/openapi.json")).json()
