@@ -21,18 +21,26 @@ _VALUES_A_STATEMENT = 30_000
 _ARRAYS = {Bytea: "bytea[]", BigInt: "bigint[]", Integer: "integer[]", Varchar: "text[]"}
 
 
-async def find(table: type[Table], columns: Sequence[str], key: str, keys: Sequence[bytes]) -> list[Row]:
-    """`columns` of the rows whose `key` is one of `keys`, in no order. Within a transaction only."""
+async def find(
+    table: type[Table], columns: Sequence[str], key: str, keys: Sequence[bytes], *, app: bytes | None = None
+) -> list[Row]:
+    """`columns` of the rows whose `key` is one of `keys`, in no order. Within a transaction only.
+
+    Of one `app` alone, by whose id a row's key begins, where no index finds `key`.
+    """
     if not keys:
         return []
     connection = _connection(table)
     select = f"SELECT {', '.join(columns)} FROM {table._meta.tablename} WHERE {key}"
+    within = () if app is None else (app, (int.from_bytes(app, "big") + 1).to_bytes(16, "big"))
     if _is_postgres(table):
-        return await connection.fetch(f"{select} = ANY($1::bytea[])", keys)
+        of_app = " AND key >= $2 AND key < $3" if within else ""
+        return await connection.fetch(f"{select} = ANY($1::bytea[]){of_app}", keys, *within)
     rows: list[Row] = []
     for start in range(0, len(keys), _VALUES_A_STATEMENT):
         some = keys[start : start + _VALUES_A_STATEMENT]
-        cursor = await connection.execute(f"{select} IN ({', '.join('?' * len(some))})", some)
+        of_app = " AND key >= ? AND key < ?" if within else ""
+        cursor = await connection.execute(f"{select} IN ({', '.join('?' * len(some))}){of_app}", (*some, *within))
         cursor.row_factory = None  # tuples
         rows += await cursor.fetchall()
         await cursor.close()

@@ -29,7 +29,7 @@ from uuid import UUID
 
 import msgspec
 
-from tenants import access_tokens
+from tenants import access_tokens, bulk
 from tenants.erasures import TABLES, Before, Found, Store, mutate
 from tenants.errors import NotFound
 from tenants.events import NOBODY, Queries
@@ -58,7 +58,6 @@ _NEXT = (
 )
 # Rows named one by one in a mutation.
 _NAMED_AT_ONCE = 1_000
-_KEYS_A_STATEMENT = 5_000
 # Asked about in one query; most have one id.
 _PEOPLE_AT_ONCE = 1_000
 # Everybody who writes waits meanwhile, at most ten seconds: a store that takes longer is asked again later.
@@ -130,8 +129,7 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
         persons = [root, *(await merged_with([root]))[root]]
         identifiers = await _remove(Identifier, app.id, persons)
         visitors = await _remove(Visitor, app.id, persons)
-        for start in range(0, len(persons), _KEYS_A_STATEMENT):
-            await Person.delete().where(Person.key.is_in(persons[start : start + _KEYS_A_STATEMENT]))
+        await bulk.run(Person, "DELETE FROM person WHERE key = ?", [(key,) for key in sorted(persons)])
         # Of all persons of the last seconds: what they are for is another machine that digests an earlier hit only now.
         await IdentitySection.delete().where(IdentitySection.app == app.id.bytes)
         # A person may be named after a cookie that is somebody else's by now.
@@ -295,8 +293,7 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int
             identifiers = await _remove(Identifier, app_id, gone)
             await _remove(Visitor, app_id, gone)
             await IdentitySection.delete().where(IdentitySection.app == app_id.bytes)
-            for start in range(0, len(gone), _KEYS_A_STATEMENT):
-                await Person.delete().where(Person.key.is_in(gone[start : start + _KEYS_A_STATEMENT]))
+            await bulk.run(Person, "DELETE FROM person WHERE key = ?", [(key,) for key in sorted(gone)])
             # Begun before they are forgotten: nobody would ask about them again.
             theirs = _listed([UUID(bytes=key[16:]) for key in gone])
             mark = str(UUID(bytes=gone[0][16:]))
@@ -574,11 +571,7 @@ async def _lock_clock(app_id: UUID) -> int:
 
 async def _owned(cookies: Sequence[bytes]) -> set[bytes]:
     """Those of the keys that are cookies somebody owns."""
-    owned: set[bytes] = set()
-    for start in range(0, len(cookies), _KEYS_A_STATEMENT):
-        some = list(cookies[start : start + _KEYS_A_STATEMENT])
-        owned |= {row["key"] for row in await Visitor.select(Visitor.key).where(Visitor.key.is_in(some))}
-    return owned
+    return {key for (key,) in await bulk.find(Visitor, ("key",), "key", cookies)}
 
 
 async def _reattributed(app_id: UUID, persons: set[bytes]) -> tuple[list[UUID], list[UUID], list[UUID]]:
@@ -607,12 +600,8 @@ def _listed(ids: Sequence[UUID]) -> str:
 
 async def _remove(table: type[Identifier | Visitor], app_id: UUID, persons: Sequence[bytes]) -> list[bytes]:
     """Remove what these persons own; returns the keys."""
-    removed: list[bytes] = []
-    for start in range(0, len(persons), _KEYS_A_STATEMENT):
-        theirs = table.person.is_in(list(persons[start : start + _KEYS_A_STATEMENT]))
-        if table is Visitor:
-            # Nothing finds them by person: all the app's are looked at, a million in a fifth of a second.
-            after = (app_id.int + 1).to_bytes(16, "big")
-            theirs = theirs & (table.key >= app_id.bytes) & (table.key < after)
-        removed += [row["key"] for row in await table.delete().where(theirs).returning(table.key)]
+    # No index finds cookies by person: all the app's are looked at, a million in a fifth of a second.
+    app = app_id.bytes if table is Visitor else None
+    removed = [key for (key,) in await bulk.find(table, ("key",), "person", persons, app=app)]
+    await bulk.run(table, f"DELETE FROM {table._meta.tablename} WHERE key = ?", [(key,) for key in sorted(removed)])
     return removed

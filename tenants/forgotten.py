@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from tenants import bulk
 from tenants.identifiers import EMAIL_KIND, FBID_KIND, UUID_KIND, identifier_key
 from tenants.tables import Forgotten
 
 # Longer than a journal waits to be digested, or a hit set aside to be tried again, or a backup to be put back.
 _KEPT = timedelta(days=90)
-_ROWS_A_STATEMENT = 1_000
 
 
 class ForgottenKeys:
@@ -50,11 +50,8 @@ class ForgottenKeys:
 
 async def forget(keys: Iterable[bytes], before: int) -> None:
     """Remember that these identifiers and visitors (their keys) were deleted at `before` (ms), in a transaction."""
-    hashes = sorted({_hash(key) for key in keys})
-    for start in range(0, len(hashes), _ROWS_A_STATEMENT):
-        rows = [Forgotten(key=each, before=before) for each in hashes[start : start + _ROWS_A_STATEMENT]]
-        # Deleted once more, it is the later time that counts.
-        await Forgotten.insert(*rows).on_conflict(target=Forgotten.key, action="DO UPDATE", values=[Forgotten.before])
+    # Deleted once more, it is the later time that counts.
+    await bulk.put(Forgotten, ("key", "before"), [(hashed, before) for hashed in {_hash(key) for key in keys}])
 
 
 async def unscoped_forgotten(since_ms: int) -> ForgottenKeys:

@@ -12,6 +12,7 @@ What a merged person owned stays under its key; `Person.merged_into` leads on to
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
@@ -26,6 +27,15 @@ KINDS = (UUID_KIND, EMAIL_KIND, FBID_KIND)
 # SQLite takes 32,766 values a statement.
 _KEYS_A_STATEMENT = 5_000
 _SHOWN = 1_000
+# A page of people has far fewer merged into them: all of it is asked about at once.
+_USUALLY = 5_000
+_ALL = 2**31 - 1
+_MERGED = (
+    "WITH RECURSIVE theirs (key, root) AS (SELECT key, root FROM (SELECT key, merged_into AS root FROM person "
+    "WHERE merged_into IN ({}) LIMIT {}) AS directly UNION ALL "
+    "SELECT person.key, theirs.root FROM theirs JOIN person ON person.merged_into = theirs.key) "
+    "SELECT key, root FROM theirs LIMIT {}"
+)
 _IDENTIFIERS = (
     "SELECT key, person FROM (SELECT key, person, ROW_NUMBER() OVER (PARTITION BY person, substr(key, 17, 1) "
     "ORDER BY key) AS turn FROM identifier WHERE person IN ({})) AS numbered WHERE turn <= {} ORDER BY key"
@@ -88,29 +98,29 @@ async def _merged_into(keys: Sequence[bytes]) -> dict[bytes, bytes | None]:
     return found
 
 
-async def merged_with(keys: Sequence[bytes]) -> dict[bytes, list[bytes]]:
-    """For each surviving person's key the keys of all who were merged into them, directly or not."""
-    survivor = {key: key for key in keys}
-    asked = list(keys)
-    while asked:
-        rows: list[dict[str, bytes]] = []
-        for start in range(0, len(asked), _KEYS_A_STATEMENT):
-            some = asked[start : start + _KEYS_A_STATEMENT]
-            rows += await Person.select(Person.key, Person.merged_into).where(Person.merged_into.is_in(some))
-        new = {row["key"]: survivor[row["merged_into"]] for row in rows if row["key"] not in survivor}
-        survivor |= new
-        asked = list(new)
+async def merged_with(keys: Sequence[bytes], most: int | None = None) -> dict[bytes, list[bytes]]:
+    """For each person's key the keys of all who were merged into them, directly or not; `most` of each, if given."""
     merged: dict[bytes, list[bytes]] = {key: [] for key in keys}
-    for key, root in survivor.items():
-        if key != root:
-            merged[root].append(key)
+    for start in range(0, len(keys), _KEYS_A_STATEMENT):
+        some = list(keys[start : start + _KEYS_A_STATEMENT])
+        rows = await _merged(some, _ALL if most is None else _USUALLY)
+        if most is not None and len(rows) == _USUALLY:
+            # Whoever has thousands must not take the others' places.
+            rows = [row for key in some for row in await _merged([key], most)]
+        for row in rows:
+            merged[row["root"]].append(row["key"])
     return merged
+
+
+async def _merged(keys: Sequence[bytes], most: int) -> list[dict[str, bytes]]:
+    return await Person.raw(_MERGED.format(", ".join(["{}"] * len(keys)), "{}", "{}"), *keys, most, most)
 
 
 async def known(app: App, ids: Iterable[UUID], whole: bool = False) -> dict[UUID, Known]:
     """What is known of these persons, by the id that was asked for; those of whom nothing is known are left out.
 
-    Unless `whole`, of each id the first `_SHOWN` identifiers of a kind: hits may bring any number.
+    Unless `whole`, of each `_SHOWN` of those merged into them, and of each id the first `_SHOWN` identifiers of a kind:
+    hits may bring any number.
     """
     of = await survivors(app, ids)
     roots = sorted({person_key(app.id, survivor) for survivor in of.values()})
@@ -119,7 +129,7 @@ async def known(app: App, ids: Iterable[UUID], whole: bool = False) -> dict[UUID
         some = roots[start : start + _KEYS_A_STATEMENT]
         rows += await Person.select(Person.key, Person.known_at).where(Person.key.is_in(some)).where(Person.size > 0)
     since = {row["key"]: row["known_at"] for row in rows}
-    merged = await merged_with([key for key in roots if key in since])
+    merged = await merged_with([key for key in roots if key in since], None if whole else _SHOWN)
     owner = {each: key for key, others in merged.items() for each in (key, *others)}
     values: dict[bytes, dict[int, list[str]]] = {key: {kind: [] for kind in KINDS} for key in merged}
     owners = sorted(owner)
@@ -129,8 +139,9 @@ async def known(app: App, ids: Iterable[UUID], whole: bool = False) -> dict[UUID
         for row in await Identifier.raw(theirs, *some, 2**31 - 1 if whole else _SHOWN):
             key: bytes = row["key"]
             values[owner[row["person"]]][key[16]].append(key[17:].decode(errors="surrogatepass"))
-    persons = {
-        key: Known(
+
+    def told(key: bytes) -> Known:
+        return Known(
             UUID(bytes=key[16:]),
             values[key][EMAIL_KIND],
             values[key][UUID_KIND],
@@ -138,8 +149,9 @@ async def known(app: App, ids: Iterable[UUID], whole: bool = False) -> dict[UUID
             datetime.fromtimestamp(int(str(since[key])) / 1000, UTC),
             [UUID(bytes=each[16:]) for each in merged[key]],
         )
-        for key in merged
-    }
+
+    # All of somebody may be a second's work, and hits come meanwhile.
+    persons = {key: await asyncio.to_thread(told, key) if whole else told(key) for key in merged}
     found = {asked: persons.get(person_key(app.id, survivor)) for asked, survivor in of.items()}
     return {asked: person for asked, person in found.items() if person is not None}
 

@@ -20,7 +20,7 @@ from tenants.access_tokens import waiting_since
 from tenants.events import NOBODY, Queries
 from tenants.exports import Streams
 from tenants.identifiers import known
-from tenants.reports.people import property_rows
+from tenants.reports.people import property_rows, texts_of
 from tenants.tables import App
 
 
@@ -52,7 +52,7 @@ async def export_person(app: App, store: Store, person: UUID, now: datetime) -> 
     """
     found = (await known(app, [person], whole=True)).get(person)
     ids = [person, *(found.merged if found else [])]
-    values: dict[str, Any] = {"app": str(app.id), "persons": [str(each) for each in ids]}
+    values: dict[str, Any] = {"app": str(app.id), "persons": await texts_of(ids)}
     visitors = await store.query(
         "SELECT DISTINCT visitor_id AS id FROM events WHERE app_id = {app:UUID} AND person_id IN {persons:Array(UUID)} "
         "AND visitor_id != {nobody:UUID} ORDER BY id",

@@ -34,6 +34,8 @@ _SAMPLE = 2_000
 _NEWEST_OF_NEW = 100_000
 # Whoever finds more searches for more.
 _FOUND = 1_000
+# Hits may make somebody of any number of visitors; until their events are rewritten, a page counts those of so many.
+_IDS = 1_000
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -256,7 +258,8 @@ async def _listed(app: App, store: Queries, found: Sequence[dict[str, Any]]) -> 
         rows = [(row["who"], person) for row in found if (person := of.get(row["id"]))]
         return {who: _Listed(person, [person.id, *person.merged]) for who, person in rows}
     ids = await store.query(
-        f"SELECT DISTINCT person_id, {PERSON} AS who FROM events WHERE {ONE_APP} AND {PERSON} IN {{who:Array(UInt64)}}",
+        f"SELECT DISTINCT person_id, {PERSON} AS who FROM events WHERE {ONE_APP} AND {PERSON} IN {{who:Array(UInt64)}} "
+        f"LIMIT {_IDS} BY who",
         {"app": str(app.id), "who": [row["who"] for row in found]},
         app.tenant,
     )
@@ -355,8 +358,15 @@ async def property_rows(app: App, ids: Sequence[UUID]) -> tuple[str, Parameters]
     if waiting:
         brought = PROPERTIES.format(rows=f"{ONE_APP} AND person_id IN {{waiting:Array(UUID)}} AND NOT identified")
         stored = f"{stored} UNION ALL SELECT {columns} FROM ({brought})"
-    listed = {"persons": [str(id) for id in ids], "waiting": [str(id) for id in waiting]}
+    listed = {"persons": await texts_of(ids), "waiting": await texts_of(waiting)}
     return stored, {"app": str(app.id), **listed}
+
+
+async def texts_of(ids: Sequence[UUID]) -> list[str]:
+    """The ids as queries take them; not on the loop that takes hits where somebody has had very many."""
+    if len(ids) > _ASKED_AT_ONCE:
+        return await asyncio.to_thread(lambda: list(map(str, ids)))
+    return list(map(str, ids))
 
 
 async def _waiting(app: App, ids: Sequence[UUID]) -> list[UUID]:

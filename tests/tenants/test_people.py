@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from server.database import Database
 from server.journal import hit_id
-from tenants import bulk
+from tenants import bulk, identifiers
 from tenants.access_tokens import WaitingToken, keep
-from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, unscoped_roots
+from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, known, unscoped_roots
 from tenants.identities import Sighting
 from tenants.people import WINDOW_MS, Memory, identify, learn, told, unscoped_untold
 from tenants.secrets import SecretKey
 from tenants.tables import (
+    App,
     Identifier,
     IdentityClock,
     IdentitySection,
@@ -441,3 +442,20 @@ async def test_what_the_event_store_hears(database: Database) -> None:
     # Heard of an older state: it is told again.
     await told([(*row[:3], row[3] - 1) for row in again.values()])
     assert len(await unscoped_untold()) == len(again)
+
+
+async def test_of_somebody_who_was_thousands_of_visitors_pages_see_some(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identifiers, "_USUALLY", 8)
+    monkeypatch.setattr(identifiers, "_SHOWN", 3)
+    cookies = "ABCDEFGHIJKLMNOPQRSTUVW"
+    hits = sightings(" / ".join([*(f"ebob c+{cookie}" for cookie in cookies), "eann c+Y", "eann c+Z"]))
+    of = dict(zip("ABYZ", await identify([hits[0], hits[1], *hits[-2:]], "j", "b", False, NOW), strict=True))
+    await identify(hits[2:-2], "j", "c", False, NOW)
+    app = App(id=UUID(bytes=hits[0].app), tenant=1)
+    bob, ann = UUID(bytes=of["A"]), UUID(bytes=of["Y"])
+    some = await known(app, [bob, ann])
+    assert (len(some[bob].merged), len(some[ann].merged)) == (3, 1)
+    everything = await known(app, [bob, ann], whole=True)
+    assert (len(everything[bob].merged), len(everything[ann].merged)) == (len(cookies) - 1, 1)

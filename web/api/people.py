@@ -59,7 +59,7 @@ class WholePerson(msgspec.Struct):
 
     `known_at` is when the first identifier came, `merged` are the ids of those who turned out to be this person.
     `first_seen` and `last_seen` are null when the events are gone. Of identifiers there are a thousand of a kind, of
-    properties the newest 500; the export has all.
+    `merged` as many, of properties the newest 500; the export has all.
     """
 
     id: UUID
