@@ -404,7 +404,10 @@ def check_port(settings: Settings) -> None:
 def own_data_dir(settings: Settings) -> Any:
     """Hold the data folder as its one `onepx serve` with the embedded event store. Raises CannotStart."""
     path = settings.run_dir / "serve.lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(f"{path} cannot be used: {error.strerror}.") from None
     try:
         if not _lock_soon(fd):
             other = running_server(settings) or {}

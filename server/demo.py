@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 from uuid import UUID
 
-from server.app import running_server
+from server.app import CannotStart, running_server
 from server.database import Database
 from server.journal import HitTuple, Segment, encode_frame
 from server.settings import Settings
@@ -79,10 +79,13 @@ def make_demo(settings: Settings) -> tuple[dict[str, Any], str]:
     now = time.time()
     # Today is not over: what it would still bring would be of tomorrow.
     hits = sorted(hit for hit in _hits(app.id, luck, now) if hit[0] < now * 1000)
-    segment = Segment(settings.journal_dir)
-    for start in range(0, len(hits), _FRAME_HITS):
-        segment.append(encode_frame(hits[start : start + _FRAME_HITS], []))
-    segment.close()
+    try:
+        segment = Segment(settings.journal_dir)
+        for start in range(0, len(hits), _FRAME_HITS):
+            segment.append(encode_frame(hits[start : start + _FRAME_HITS], []))
+        segment.close()
+    except OSError as error:
+        raise CannotStart(f"The demo's hits cannot be written to {settings.journal_dir}: {error.strerror}.") from None
     server = running_server(settings)
     # Where the server listens may be no address to open, and it is not where a proxy that ends TLS is reached.
     base = settings.public_url

@@ -184,6 +184,16 @@ def test_migrate_and_check(environment: Environment) -> None:
     assert "then remove them" in problem
 
 
+def test_a_folder_that_nothing_can_be_written_to(environment: Environment) -> None:
+    told(environment, "migrate")
+    # Whoever runs the tests may write anywhere: a folder where the lock should be is in everybody's way.
+    lock = Path(environment["ONEPX_DATA_DIR"], "run", "serve.lock")
+    lock.unlink()
+    lock.mkdir()
+    done = run(environment, "serve")
+    assert (done.returncode, done.stderr) == (2, f"onepx: {lock} cannot be used: Is a directory.\n")
+
+
 def test_check_tells_of_what_cannot_be_reached(environment: Environment) -> None:
     away = {
         "ONEPX_EVENTS_URL": "clickhouse://u:p4ss@127.0.0.1:1/x",
