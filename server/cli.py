@@ -36,7 +36,7 @@ from server.settings import Settings, WrongSetting
 from server.workers import supervise
 from tenants import accounts, apps, keys, sessions, tokens
 from tenants.deletions import delete_person, find_person, list_deletions
-from tenants.errors import InvalidValue, NotFound, SeveralTenants, Unavailable
+from tenants.errors import InvalidValue, NewerSchema, NotFound, SeveralTenants, Unavailable
 from tenants.identifiers import known, owner_of
 from tenants.person_exports import export_person
 from tenants.tables import App, Tenant, User
@@ -184,12 +184,18 @@ def _check(settings: Settings, arguments: Arguments) -> int:
         pending = asyncio.run(ask_database())
         findings["control database"] = "ok" if not pending else f"schema behind: {', '.join(pending)}"
         problems += ["the control database's schema is behind; run `onepx migrate`"] if pending else []
+    except NewerSchema as error:
+        findings["control database"] = str(error)
+        problems.append(str(error))
     except Unavailable as error:
         findings["control database"] = str(error)
         problems.append(f"{error}; check ONEPX_DATABASE_URL and that the database runs")
     try:
         findings["event store"], advice = _check_events(settings, server)
         problems += [advice] if advice else []
+    except NewerSchema as error:
+        findings["event store"] = str(error)
+        problems.append(str(error))
     except (Unavailable, CannotStart) as error:
         findings["event store"] = str(error)
         problems.append(f"event store: {error}; check ONEPX_EVENTS_URL and that the server runs")

@@ -24,7 +24,7 @@ from piccolo.engine.sqlite import SQLiteEngine, SQLiteTransaction, TransactionTy
 from piccolo.table import Table
 
 import migrations
-from tenants.errors import Unavailable
+from tenants.errors import NewerSchema, Unavailable
 from tenants.tables import TABLES, transaction
 
 MIGRATIONS = Path(migrations.__file__ or "").parent / "control"
@@ -100,17 +100,20 @@ class Database:
                 await Migration.table_exists()
 
     async def pending(self) -> list[str]:
-        """The ids of migrations still to be applied; raises DatabaseUnavailable."""
+        """The ids of migrations still to be applied; raises DatabaseUnavailable, or NewerSchema."""
         with self.one_line_errors():
             applied: list[str] = []
             if await Migration.table_exists():
                 applied = await Migration.get_migrations_which_ran("control")
-            return sorted(_migration_modules().keys() - set(applied))
+            known = _migration_modules().keys()
+            if newer := set(applied) - known:
+                raise NewerSchema(f"Control database {self.shown}", newer)
+            return sorted(known - set(applied))
 
     async def migrate(self) -> list[str]:
         """Apply what is pending, all or nothing; returns the ids. Of two that start at once the second waits.
 
-        Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable, or NewerSchema.
         """
         # Piccolo's runner imports a code formatter (0.1 s): not when there is nothing to run.
         if not await self.pending():

@@ -33,7 +33,7 @@ from clickhouse_connect.driver.transform import NativeTransform
 
 from server.settings import redact
 from server.streams import ByteStream
-from tenants.errors import Busy, Unavailable
+from tenants.errors import Busy, NewerSchema, Unavailable
 from tenants.events import COLUMNS
 from tenants.rewriting import PROPERTIES
 
@@ -344,17 +344,21 @@ class EventStore:
         return {row["id"].int for row in found}
 
     def migrate(self) -> list[str]:
-        """Apply what migrations/events holds and the store has not had yet; returns the names applied."""
+        """Apply what migrations/events holds and the store has not had yet; returns the names. Raises NewerSchema."""
         return self._run(_migrate, _MIGRATION_SECONDS)
 
     def pending(self) -> list[str]:
-        """Names of migrations not applied yet."""
+        """Names of migrations not applied yet. Raises NewerSchema."""
 
         def compare(client: Client) -> list[str]:
             applied = _applied(client) if client.command("EXISTS TABLE migrations") else set[str]()
             return [name for name, _ in migrations() if name not in applied]
 
         return self._run(compare)
+
+    async def behind(self) -> list[str]:
+        """`pending`, from the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.pending)
 
     def close(self) -> None:
         """Close all clients; the embedded engine flushes and lets go of its folder."""
@@ -449,7 +453,11 @@ def statements(sql: str) -> list[str]:
 
 
 def _applied(client: Client) -> set[str]:
-    return {str(row[0]) for row in client.query("SELECT name FROM migrations").result_rows}
+    """Names of the migrations the store has had. Raises NewerSchema."""
+    applied = {str(row[0]) for row in client.query("SELECT name FROM migrations").result_rows}
+    if newer := applied - {name for name, _ in migrations()}:
+        raise NewerSchema("Event store", newer)
+    return applied
 
 
 def _migrate(client: Client) -> list[str]:

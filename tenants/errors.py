@@ -1,5 +1,6 @@
 """What the domain refuses, and why: the callers turn these into HTTP answers or command line errors."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 
@@ -33,6 +34,16 @@ class SeveralTenants(Exception):
 
 class Unavailable(Exception):
     """A store does not answer for now: try again later."""
+
+
+class NewerSchema(Unavailable):
+    """A newer version changed a store; what this one would make of it nobody knows. The message says what to do."""
+
+    def __init__(self, store: str, newer: Collection[str]) -> None:
+        super().__init__(
+            f"{store}: a newer version of onepx changed it ({', '.join(sorted(newer))}); "
+            "run that version, or put back a backup of before"
+        )
 
 
 class Busy(Unavailable):

@@ -1,8 +1,10 @@
 """The command line as its users meet it: a process of its own, its output and its exit status."""
 
+import contextlib
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +184,19 @@ def test_migrate_and_check(environment: Environment) -> None:
     (problem,) = json.loads(run(environment, "check", "--json").stdout)["problems"]
     assert "1-2.damaged" in problem
     assert "then remove them" in problem
+
+
+def test_no_verb_uses_what_a_newer_version_changed(environment: Environment) -> None:
+    told(environment, "migrate")
+    with contextlib.closing(sqlite3.connect(Path(environment["ONEPX_DATA_DIR"], "control.sqlite3"))) as database:
+        database.execute("INSERT INTO migration (name, app_name, ran_on) VALUES ('2999', 'control', '2999-01-01')")
+        database.commit()
+    for arguments in ("serve", "collect", "migrate", "tenant create --email a@b.example --name A"):
+        done = run(environment, *arguments.split())
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "a newer version of onepx changed it (2999); run that version" in done.stderr
+    problems = json.loads(run(environment, "check", "--json").stdout)["problems"]
+    assert [problem for problem in problems if problem.endswith("put back a backup of before")]
 
 
 def test_a_folder_that_nothing_can_be_written_to(environment: Environment) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from piccolo.apps.migrations.tables import Migration
 from piccolo.engine.exceptions import TransactionError
 
 from server import database as module
 from server.database import Database, DatabaseUnavailable
 from tenants.accounts import create_tenant
+from tenants.errors import NewerSchema
 from tenants.tables import INDEXES, TABLES, Revision, Tenant, transaction
 
 if TYPE_CHECKING:
@@ -95,6 +97,17 @@ async def test_migrating_tells_what_it_did(empty_urls: tuple[str, str], capsys: 
     await create_tenant("Alice", "alice@example.org", None)
     await database.close()
     assert capsys.readouterr().out == ""
+
+
+async def test_what_a_newer_version_changed_is_left_alone(empty_urls: tuple[str, str]) -> None:
+    database = Database(empty_urls[0])
+    await database.start()
+    await database.migrate()
+    await Migration(name="2999-01-01", app_name="control").save()
+    for asked in (database.pending, database.migrate):
+        with pytest.raises(NewerSchema, match=r"newer version of onepx changed it \(2999-01-01\)"):
+            await asked()
+    await database.close()
 
 
 async def test_a_migration_that_fails_leaves_nothing(

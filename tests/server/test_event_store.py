@@ -18,6 +18,7 @@ from clickhouse_connect.driver.client import Client
 
 from server import event_store as module
 from server.event_store import EventStore, EventStoreUnavailable, _migrate, release_code, write_native
+from tenants.errors import NewerSchema
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
 
@@ -73,6 +74,18 @@ def test_a_server_that_is_too_old_is_told_before_anything_is_changed() -> None:
 
     with pytest.raises(EventStoreUnavailable, match=r"ClickHouse 25.3.14.14 is too old; it takes 25.12 or newer"):
         _migrate(cast("Client", Old()))
+
+
+async def test_a_store_that_a_newer_version_changed_is_left_alone(
+    event_store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *older, (newest, _) = module.migrations()
+    monkeypatch.setattr(module, "migrations", lambda: older)
+    for asked in (event_store.pending, event_store.migrate):
+        with pytest.raises(
+            NewerSchema, match=rf"Event store: a newer version of onepx changed it \({newest}\); run that"
+        ):
+            asked()
 
 
 async def test_rows_that_were_written_are_let_go_at_once(tmp_path: Path) -> None:
