@@ -94,7 +94,8 @@ class Operations:
 
     async def _ask_store(self) -> None:
         assert self.store is not None
-        await self.store.query("SELECT 1")
+        if behind := await self.store.behind():
+            raise Unavailable(f"schema behind: {', '.join(behind)}; run `onepx migrate`")
 
     async def metrics(self) -> bytes:
         """Everything measured, in Prometheus' text format."""

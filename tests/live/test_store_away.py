@@ -156,6 +156,18 @@ def test_away_and_back_again(clickhouse: ClickHouse, machine: Machine, shop: App
     assert_exactly_once(clickhouse, [load])
 
 
+def test_a_schema_that_is_behind_is_told(clickhouse: ClickHouse, machine: Machine) -> None:
+    process = machine.start()
+    assert well(process)
+    names = [name for (name,) in clickhouse.query("SELECT name FROM migrations ORDER BY name")]
+    clickhouse.query(f"ALTER TABLE migrations DELETE WHERE name = '{names[-1]}' SETTINGS mutations_sync = 1")
+    status, report = process.health()
+    assert (status, report["status"]) == (200, "degraded")
+    assert report["checks"]["event_store"]["error"] == f"schema behind: {names[-1]}; run `onepx migrate`"
+    assert machine.run("migrate")["events"] == [names[-1]]
+    assert well(process)
+
+
 def test_slow_is_no_reason_to_keep_visitors_waiting(clickhouse: ClickHouse, machine: Machine, shop: App) -> None:
     process = machine.start()
     clickhouse.behave("slow 1")
