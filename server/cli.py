@@ -32,6 +32,7 @@ from server.database import Database
 from server.digest import State, measure_journal
 from server.event_store import EventStore
 from server.journal import Backlog
+from server.limits import PROCESSES
 from server.settings import Settings, WrongSetting
 from server.workers import supervise
 from tenants import accounts, apps, keys, sessions, tokens
@@ -75,6 +76,7 @@ def main() -> None:
     """The command `onepx`."""
     # Whatever it writes holds tenants' data or keys: for the owner alone.
     os.umask(0o077)
+    _have_standard_streams()
     try:
         arguments = _parser().parse_args()
         settings = Settings.from_environment(
@@ -97,6 +99,13 @@ def main() -> None:
         print(f"onepx: standard output: {error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status)
+
+
+def _have_standard_streams() -> None:
+    """Open those that were closed (`>&-`): a file of ours would get the number, and what is meant for the stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 # serve, collect
@@ -151,15 +160,12 @@ def _migrate(settings: Settings, arguments: Arguments) -> int:
     if server is None:
         with _event_store(settings) as store:
             events = store.migrate()
-    if arguments.json:
-        print(json.dumps({"control": control, "events": events}))
-        return 0
-    print(f"control database: {', '.join(control) or 'nothing to do'}")
+    text = f"control database: {', '.join(control) or 'nothing to do'}\nevent store: "
     if server is not None:
-        print(f"event store: held by the running onepx serve (process {server.get('pid')}), migrated when it started")
+        text += f"held by the running onepx serve (process {server.get('pid')}), migrated when it started"
     else:
-        print(f"event store: {', '.join(events) or 'nothing to do'}")
-    return 0
+        text += ", ".join(events) or "nothing to do"
+    return _say(arguments, {"control": control, "events": events}, text)
 
 
 def _check(settings: Settings, arguments: Arguments) -> int:
@@ -226,17 +232,12 @@ def _check(settings: Settings, arguments: Arguments) -> int:
     else:
         findings["server"] = "no onepx serve with the embedded event store runs on this data folder"
 
-    if arguments.json:
-        values = {name: value for name, value, _ in settings.shown()}
-        print(json.dumps({"ok": not problems, "settings": values, "findings": findings, "problems": problems}))
-    else:
-        for name, value, _ in settings.shown():
-            print(f"{name:26} {value}")
-        print()
-        for name, finding in findings.items():
-            print(f"{name:26} {finding}")
-        print()
-        print("\n".join(f"wrong: {problem}" for problem in problems) or "All is well.")
+    values = {name: value for name, value, _ in settings.shown()}
+    lines = [f"{name:26} {value}" for name, value in values.items()]
+    lines += ["", *(f"{name:26} {finding}" for name, finding in findings.items()), ""]
+    lines += [f"wrong: {problem}" for problem in problems] or ["All is well."]
+    data = {"ok": not problems, "settings": values, "findings": findings, "problems": problems}
+    _say(arguments, data, "\n".join(lines))
     return 1 if problems else 0
 
 
@@ -370,8 +371,12 @@ async def _user_password(settings: Settings, arguments: Arguments) -> int:
         raise _Stop(f"nobody has the e-mail address {arguments.email}")
     password = arguments.password
     if password is None:
-        password = getpass.getpass("New password: ")
-        if password != getpass.getpass("Once more: "):
+        try:
+            password = getpass.getpass("New password: ")
+            again = getpass.getpass("Once more: ")
+        except EOFError:
+            raise _Stop("nobody is there to be asked for the password; give it with --password") from None
+        if password != again:
             raise _Stop("the two passwords differ; nothing was changed")
     await accounts.set_password(user, password)
     await sessions.end_all(user)
@@ -645,7 +650,7 @@ def _parser() -> argparse.ArgumentParser:
         made = verb(verbs, name, about, run_it, data=False)
         made.add_argument("--host", help="address to listen on (ONEPX_HOST)")
         made.add_argument("--port", help="port to listen on (ONEPX_PORT)")
-        made.add_argument("--workers", type=_count, default=1, help="processes that share the port (1)")
+        made.add_argument("--workers", type=_workers, default=1, help="processes that share the port (1)")
         made.add_argument("--worker-of", type=int, help=argparse.SUPPRESS)
     verb(verbs, "migrate", "bring the schemas of both databases up to date", _migrate)
     verb(verbs, "check", "look at configuration, databases, schema and disk: what is wrong, what to do", _check)
@@ -719,6 +724,12 @@ def _count(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return number
+
+
+def _workers(text: str) -> int:
+    if (number := _count(text)) > PROCESSES:
+        raise argparse.ArgumentTypeError(f"a data folder is for {PROCESSES} processes at most")
     return number
 
 

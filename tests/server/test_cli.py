@@ -104,6 +104,7 @@ def test_for_people_the_first_line_is_the_thing_itself(environment: Environment)
         (["serve", "--port", "0"], "ONEPX_PORT"),
         (["serve", "--workers", "2"], "ONEPX_EVENTS_URL"),
         (["serve", "--workers", "none"], "whole number above zero"),
+        (["collect", "--workers", "17"], "a data folder is for 16 processes at most"),
     ],
 )
 def test_an_error_is_one_clear_line_and_status_2(environment: Environment, arguments: list[str], says: str) -> None:
@@ -144,6 +145,34 @@ def test_an_output_that_takes_nothing_is_not_blamed_on_a_store(environment: Envi
     done = subprocess.run(receipts, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("verb", ["migrate", "check"])
+def test_a_full_output_of_verbs_that_need_no_tenant(environment: Environment, verb: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([ONEPX, verb], env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("onepx: standard output: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_goes_into_a_file_that_has_the_number_of_a_closed_stream(environment: Environment) -> None:
+    for arguments, status in (("tenant create --email ann@example.com --name Ann", 0), ("tenant create", 2)):
+        done = subprocess.run(["/bin/sh", "-c", f"exec {ONEPX} {arguments} <&- >&- 2>&-"], env=environment)
+        assert done.returncode == status
+    assert told(environment, "key", "create", "--tenant", "ann@example.com", "--name", "k")["key"]
+
+
+def test_a_password_that_nobody_is_there_to_type(environment: Environment) -> None:
+    told(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    asked = [ONEPX, "user", "password", "--email", "ann@example.com"]
+    # Without a terminal that it could ask on.
+    done = subprocess.run(
+        asked, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("onepx: nobody is there to be asked for the password; give it with --password\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_what_waits_is_shown_where_nothing_can_be_written(environment: Environment) -> None:
