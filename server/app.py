@@ -185,19 +185,24 @@ async def _no_pages(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _keep_last_used(pixel: Pixel) -> None:
     """Write down now and then when tokens were last used. What is lost with the process is half a minute's."""
+    failing = False
     while True:
         await asyncio.sleep(_LAST_USED_SECONDS)
-        await _write_last_used(pixel)
+        failing = not await _write_last_used(pixel, failing)
 
 
-async def _write_last_used(pixel: Pixel) -> None:
+async def _write_last_used(pixel: Pixel, failing: bool = False) -> bool:
+    """Whether it could; logged unless it was `failing` before."""
     used, pixel.used = pixel.used, {}
     try:
         await unscoped_used(used)
     except Exception as error:
         # The control database is away: what is newer wins when it is tried again.
         pixel.used = used | pixel.used
-        log.warning("when tokens were last used is not written down", error=type(error).__name__)
+        if not failing:
+            log.warning("when tokens were last used is not written down", error=type(error).__name__)
+        return False
+    return True
 
 
 async def _each(seconds: float, work: Callable[[], None]) -> None:

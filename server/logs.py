@@ -12,8 +12,19 @@ from typing import Any, cast
 
 import structlog
 
-# Libraries that put SQL, parameters or request targets into their messages.
-_TALKATIVE = ("clickhouse_connect", "urllib3", "granian", "_granian", "aiosqlite", "piccolo", "httpx", "httpcore")
+# Libraries that put SQL, parameters or request targets into their messages; asyncpg's pool tells once a minute that the
+# server is away, which whoever asked has told.
+_TALKATIVE = (
+    "clickhouse_connect",
+    "urllib3",
+    "granian",
+    "_granian",
+    "aiosqlite",
+    "piccolo",
+    "httpx",
+    "httpcore",
+    "asyncpg.pool",
+)
 
 
 def set_up(level: str, how: str) -> None:
