@@ -141,7 +141,8 @@ class EventStore:
         settings: dict[str, Any] = {"max_execution_time": seconds, "max_query_size": _STATEMENT_BYTES}
         if self.embedded:
             settings |= _INTERPRETED
-            return clickhouse_connect.get_client(dsn=f"chdb://{unquote(parts.path)}", settings=settings)
+            # Not as a DSN, which ends at a # in the folder's name.
+            return clickhouse_connect.get_client(interface="chdb", path=unquote(parts.path), settings=settings)
         secure = parts.scheme == "clickhouses"
         return clickhouse_connect.get_client(
             host=parts.hostname or "",

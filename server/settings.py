@@ -41,7 +41,10 @@ def _host(text: str) -> str:
 
 
 def _folder(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    folder = Path(text).expanduser().absolute()
+    if "?" in str(folder):  # it would be where options of the embedded event store begin
+        raise ValueError("a folder without ? in its name")
+    return folder
 
 
 def _size(text: str) -> int:

@@ -21,7 +21,8 @@ Environment = dict[str, str]
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ONEPX_")}
-    return kept | {"ONEPX_DATA_DIR": str(tmp_path / "data"), "COLUMNS": "80"}
+    # With a # in its name, at which a URL would end.
+    return kept | {"ONEPX_DATA_DIR": str(tmp_path / "data #1"), "COLUMNS": "80"}
 
 
 def run(environment: Environment, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -203,6 +204,7 @@ def test_migrate_and_check(environment: Environment) -> None:
     assert applied["control"]
     assert applied["events"] == [name for name, _ in migrations()]
     assert applied["events"][0] == "0001_events"
+    assert Path(environment["ONEPX_DATA_DIR"], "events").is_dir()
     assert told(environment, "migrate") == {"control": [], "events": []}
     after = told(environment, "check")
     assert after["ok"]

@@ -89,6 +89,7 @@ def test_what_is_shown_holds_no_secret() -> None:
         ("PORT", "tcp://10.0.0.1:80"),  # what Kubernetes puts there for a service called onepx
         ("PORT", "80 80"),
         ("HOST", "not a host"),
+        ("DATA_DIR", "/srv/what?"),
         ("DATABASE_URL", "mysql://u@h/d"),
         ("DATABASE_URL", "postgres://host-only"),
         ("DATABASE_URL", "postgres://h:port/d"),
