@@ -94,30 +94,36 @@ class AudiencePusher:
             await self._push(taken, credentials, clock)
         except NotFound:
             pass  # the app is gone, and the run with it
-        except Unavailable:
-            await self._wait(taken, clock(), None, _OWN_STORE)
         return True
 
     async def _push(self, taken: TakenRun, credentials: Credentials | None, clock: Callable[[], datetime]) -> None:
         if taken.token is None:
             await audiences.finish(taken, _LOST)
             return
-        people = await people_of(taken.app, self._store, taken.segment)
-        about = await count_people(taken.app, people)
-        found = members(taken.app, self._store, people, taken.run.after or b"")
         batch: _Batch | None = None
-        ours: TakenRun | None = taken
-        # One ahead, since the last one has to say that it is.
-        async for following in self._batches(found, taken.run.people, credentials is not None):
-            if batch is not None:
-                ours = await self._send(ours, credentials, batch, False, about, clock)
-            if ours is None:
-                return
-            batch = following
+        # As written down last: with each batch its lease begins anew.
+        ours = taken
+        try:
+            people = await people_of(taken.app, self._store, taken.segment)
+            about = await count_people(taken.app, people)
+            found = members(taken.app, self._store, people, taken.run.after or b"")
+            # One ahead, since the last one has to say that it is.
+            async for following in self._batches(found, taken.run.people, credentials is not None):
+                if batch is not None:
+                    sent = await self._send(ours, credentials, batch, False, about, clock)
+                    if sent is None:
+                        return
+                    ours = sent
+                batch = following
+        except Unavailable:
+            await self._wait(ours, clock(), None, _OWN_STORE)
+            return
         if batch is not None:
-            ours = await self._send(ours, credentials, batch, True, about, clock)
-        if ours is not None:
-            await audiences.finish(ours)
+            sent = await self._send(ours, credentials, batch, True, about, clock)
+            if sent is None:
+                return
+            ours = sent
+        await audiences.finish(ours)
 
     async def _batches(self, found: AsyncIterator[Member], people: int, with_fbids: bool) -> AsyncIterator[_Batch]:
         """Never part of a person: the next batch begins after the last one's last."""

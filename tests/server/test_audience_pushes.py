@@ -16,7 +16,7 @@ from graph_stand_in import VERSION, Answer, GraphStandIn
 from server.audience_pushes import AudiencePusher
 from server.event_store import EventStore, EventStoreUnavailable
 from server.graph import Graph
-from tenants import audiences, facebook
+from tenants import audience_members, audiences, facebook
 from tenants.apps import create_app, delete_app
 from tenants.audience_members import count_people, email_hash, members, people_of, upload_form
 from tenants.errors import InvalidValue, NotFound
@@ -474,6 +474,30 @@ async def test_while_the_event_store_is_away_a_run_waits(
     assert run.error == "Our event store does not answer."
     run = await go_on(pusher, audience, NOW + timedelta(minutes=1))
     assert (run.sent, run.error) == (1, "")
+
+
+async def test_a_run_waits_when_the_event_store_goes_away_in_the_middle_of_it(
+    graph: GraphStandIn, pusher: AudiencePusher, event_store: EventStore, shop: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sent before had begun its lease anew, and the wait was written down for the old one: nowhere."""
+    monkeypatch.setattr(audience_members, "_PEOPLE_AT_ONCE", 10)
+    wanted = await people(shop, 45)
+    await has(event_store, shop, UUID(int=1), "custom_audience_id", "XG1")
+    audience = await audience_of(shop)
+    query = event_store.query
+
+    async def away(*arguments: Any) -> list[dict[str, Any]]:
+        if graph.asked:
+            raise EventStoreUnavailable("away")
+        return await query(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(event_store, "query", away)
+        run = await push(pusher, audience)
+    assert (run.batches, run.error) == (1, "Our event store does not answer.")
+    run = await go_on(pusher, audience, NOW + timedelta(minutes=1))
+    assert (run.sent, run.error) == (45, "")
+    assert [row[0] for row in graph.audiences["123456"]] == wanted
 
 
 async def test_with_another_secret_key_a_run_says_so(
