@@ -18,7 +18,6 @@ from tenants.tables import (
     Invitation,
     Membership,
     Role,
-    Session,
     Tenant,
     User,
     as_key,
@@ -72,11 +71,10 @@ async def remove(tenant: Tenant, user_id: int) -> None:
     """
     async with transaction():
         membership = await _membership(tenant, user_id, stays_owner=False)
-        # Before their sessions, as whoever logs in.
+        # Before their membership, as whoever deletes the account.
         await lock_user(user_id)
         await Membership.delete().where(Membership.id == membership.id)
         await _withdraw_all(tenant, membership)
-        await Session.update({Session.tenant: None}).where(Session.tenant == tenant.id, Session.user == user_id)
         await remove_user_without_tenant(user_id)
 
 
