@@ -296,6 +296,26 @@ async def test_on_a_full_disk_nothing_of_the_frame_counts(
     assert queries(tmp_path) == sent(1, 3)
 
 
+async def test_a_segment_that_keeps_part_of_a_frame_is_given_up(
+    journal: Journal, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after such a part would be read as damage."""
+
+    def broken(fd: int, length: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    assert await journal.append(hit(1))
+    disk.room = HEADER.size
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", broken)
+        assert await journal.append(hit(2)) is False
+    disk.room = None
+    assert await journal.append(hit(3)) is True
+    await journal.close()
+    assert len(segment_sizes(tmp_path)) == 2
+    assert sorted(queries(tmp_path)) == sent(1, 3)
+
+
 async def test_limited_hits_counted_while_the_disk_is_full_are_written_later(
     journal: Journal, tmp_path: Path, disk: Disk
 ) -> None:
@@ -357,6 +377,24 @@ async def test_at_its_size_limit_the_journal_refuses_until_segments_are_gone(tmp
     await asyncio.sleep(0.3)  # sizes of others are looked up four times a second
     assert await journal.append(hit(3)) is True
     assert journal.trouble is None
+    await journal.close()
+
+
+async def test_at_its_size_limit_the_journal_lets_go_of_what_it_wrote(tmp_path: Path) -> None:
+    """Hits that are digested would keep the room that new ones wait for: nobody writes any more, so it never fills."""
+    old = segment_of(tmp_path, encode_frame([hit(0)] * 1000, []))
+    journal = Journal(tmp_path, old.stat().st_size + 10 * len(encode_frame([hit(1)], [])))
+    taken = 0
+    while await journal.append(hit(1)):
+        taken += 1
+        journal._looked_at = 0.0
+    assert taken == 10
+    # Nothing went yet, and what was let go of counts.
+    assert await journal.append(hit(2)) is False
+    (own,) = [(path, size) for path, size in segment_sizes(tmp_path) if path != old]
+    assert remove_if_done(*own)
+    await asyncio.sleep(0.3)
+    assert await journal.append(hit(3)) is True
     await journal.close()
 
 
@@ -705,6 +743,23 @@ def test_no_process_ever_sees_a_new_segment_without_its_lock(tmp_path: Path, mon
     assert (seen, locked) == (30, 0)
     for segment in segments:
         segment.close()
+
+
+def test_the_name_of_a_new_segment_is_on_disk_before_any_hit_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut could take the whole file with it, with all that was synced into it."""
+    synced: list[tuple[int, list[Path]]] = []
+    sync = os.fsync
+
+    def recording(fd: int) -> None:
+        synced.append((os.fstat(fd).st_ino, [path for path, _ in segment_sizes(tmp_path)]))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", recording)
+    segment = Segment(tmp_path)
+    assert synced == [(tmp_path.stat().st_ino, [segment.path])]
+    segment.close()
 
 
 async def test_what_a_killed_process_never_came_to_name_is_cleared_away(tmp_path: Path) -> None:

@@ -333,6 +333,15 @@ async def test_an_address_that_logs_in_without_pause_keeps_only_itself_waiting()
     assert await accounts.verify_password(known, PASSWORD, "2001:db8::1")
 
 
+async def test_so_many_passwords_wait_to_be_checked_and_no_more() -> None:
+    known = await accounts.hash_password(PASSWORD)
+    rush = [accounts.verify_password(known, PASSWORD, f"192.0.2.{number}") for number in range(41)]
+    done = await asyncio.gather(*rush, return_exceptions=True)
+    assert done[:40] == [True] * 40
+    assert isinstance(done[40], Busy)
+    assert await accounts.verify_password(known, PASSWORD, "192.0.2.40")
+
+
 async def test_hashing_leaves_the_event_loop_free(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts, "_hasher", HASHER)
     hashing = asyncio.gather(*(accounts.hash_password(PASSWORD) for _ in range(4)))

@@ -1,4 +1,5 @@
 """What is deleted goes from the disk, too, and stays gone; raw queries go after two days."""
+# pyright: reportPrivateUsage=false
 
 import asyncio
 import contextlib
@@ -17,7 +18,7 @@ from server.journal import hit_id
 from tenants import access_tokens
 from tenants.access_tokens import WaitingToken
 from tenants.apps import change_app, create_app, delete_app
-from tenants.erasures import unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
+from tenants.erasures import Found, mutate, unscoped_erase_apps, unscoped_expire, unscoped_forget_queries
 from tenants.events import event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
 from tenants.secrets import SecretKey
@@ -121,6 +122,33 @@ async def test_two_processes_erase_at_once(alice: Tenant, event_store: EventStor
     done += [await unscoped_erase_apps(event_store, now(60))]
     assert sum(done) == 3
     assert await waiting() == set()
+
+
+async def test_what_is_under_way_is_not_begun_again(event_store: EventStore) -> None:
+    """An engine that takes its time would be given the same to do every five seconds."""
+    app = uuid4()
+    await event_store.insert("traffic", [(app.int, NOW // 1000, 1, 1, 0, 0)], uuid4().hex)
+    held = "SELECT 1 AS x FROM system.mutations WHERE position(command, {app:String}) > 0 AND NOT is_done"
+
+    def run(statement: str) -> None:
+        event_store._run(lambda client: client.command(statement))
+
+    def erase() -> "asyncio.Task[Found]":
+        return asyncio.create_task(mutate(event_store, "traffic", "DELETE", f"app_id = '{app}'", str(app)))
+
+    await asyncio.to_thread(run, "SYSTEM STOP MERGES traffic")
+    try:
+        first = erase()
+        while not await event_store.query(held, {"app": str(app)}):  # noqa: ASYNC110 (nothing tells)
+            await asyncio.sleep(0.01)
+        second = erase()
+        # The embedded engine would be waited for.
+        await asyncio.wait((second,), timeout=10)
+        assert second.done()
+    finally:
+        await asyncio.to_thread(run, "SYSTEM START MERGES traffic")
+    assert (await first, await second) == (Found(1, begun=True), Found(1, begun=False))
+    assert await erase() == Found(0, begun=False)
 
 
 # An old part goes after a second, by an engine that looks for some as soon as there is one.

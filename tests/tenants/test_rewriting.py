@@ -188,6 +188,20 @@ async def test_two_known_persons_become_one(site: Site) -> None:
     assert await site.properties() == {person: {"plan": '"pro"'}}
 
 
+async def test_nobody_is_done_with_before_their_last_batch_is_stored(site: Site) -> None:
+    """What was identified as theirs may be stored after their other events moved, by a store that was away."""
+    await site.hit(A, '{"email":"ann@example.org","plan":"free"}', new=True)
+    await site.hit(B, '{"uuid":"1","source":"ads"}', new=True, late=True)
+    await site.hit(B, '{"uuid":"1","email":"ann@example.org"}')
+    for _ in range(3):
+        assert await unscoped_rewrite(site.store, later(14)) == 0
+    assert await site.to_do() == 1
+    await site.store_late()
+    await settled(site)
+    assert len(set(await site.persons())) == 1
+    assert await site.aliases() == 0
+
+
 async def test_an_earlier_hit_makes_events_somebody_elses(site: Site) -> None:
     """Of two logins on one browser the first one was digested last."""
     await site.hit(A, '{"email":"ann@example.org"}', new=True)
