@@ -34,11 +34,16 @@ class ByteStream:
     """
 
     def __init__(self, path: Path, end: Callable[[], None]) -> None:
-        os.mkfifo(path, 0o600)
         self.path = path
         self.ended = threading.Event()
-        self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.writer = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        # Where there is no descriptor left for the writer, the reader's must not stay taken as well.
+        with contextlib.ExitStack() as undone:
+            os.mkfifo(path, 0o600)
+            undone.callback(path.unlink)
+            self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            undone.callback(os.close, self._reader)
+            self.writer = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            undone.pop_all()
         # Where the system allows less, chunks are smaller.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _CHUNK_BYTES)

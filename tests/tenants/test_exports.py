@@ -4,11 +4,14 @@
 
 import asyncio
 import csv
+import errno
 import gc
 import io
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -341,6 +344,35 @@ async def test_who_goes_away_before_the_first_bytes_leaves_nothing_behind(event_
         del starting
         gc.collect()
         await until_idle(event_store)
+
+
+_ONE_DESCRIPTOR_LEFT = """
+import os, resource, sys
+from pathlib import Path
+from server.streams import ByteStream
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    os.close(taken.pop())
+try:
+    ByteStream(Path(sys.argv[1], "x.export"), print)
+except OSError as error:
+    print(error.strerror)
+os.dup(0)
+"""
+
+
+def test_a_stream_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Each one asked for while descriptors run out would take one more."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_DESCRIPTOR_LEFT, tmp_path], check=True, stdout=subprocess.PIPE, text=True
+    )
+    assert done.stdout.strip() == os.strerror(errno.EMFILE)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_what_nobody_begins_to_read_loses_the_place(
