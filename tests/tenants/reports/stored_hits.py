@@ -32,13 +32,15 @@ class Shop:
         at: datetime | None = None,
         *,
         person: UUID | None = None,
+        visitor: UUID | None = None,
         identified: bool = False,
         params: dict[str, Any] | None = None,
         **query: Any,
     ) -> None:
         """One hit, a minute ago if no time is given; of category revenue where it has an `amount`.
 
-        `identified`: something was known of the person, whose properties the values then are.
+        `identified`: something was known of the person, whose properties the values then are. The visitor's id is the
+        person's if no other is given.
         """
         at = at or NOW - timedelta(minutes=1)
         category: Category = "revenue" if "amount" in query else "event"
@@ -49,9 +51,9 @@ class Shop:
             row = rejection_row(found, self.app.id.int, milliseconds, hit_id, category)
             self._rows["rejections"].append(row)
             return
-        visitor = person.int if person else 0
-        row = event_row(found, self.app.id.int, milliseconds, hit_id, category, visitor, "", b"", b"", b"")
-        self._rows["events"].append((*row[:-1], identified))
+        whose, cookie = (each.int if each else 0 for each in (person, visitor or person))
+        row = event_row(found, self.app.id.int, milliseconds, hit_id, category, cookie, "", b"", b"", b"")
+        self._rows["events"].append((*row[:-2], whose, identified))
 
     async def know(self, person: UUID, *, email: str = "", uuid: str = "", fbid: str = "") -> None:
         """What the control database has of somebody known."""
