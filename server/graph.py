@@ -54,8 +54,8 @@ class Refused(GraphError):
 class Later(GraphError):
     """Graph will do this another time: in `seconds`, where it says when; `of_the_app`: and nothing else before."""
 
-    def __init__(self, code: int, seconds: float | None, of_the_app: bool) -> None:
-        super().__init__(code)
+    def __init__(self, code: int, seconds: float | None, of_the_app: bool, rest: float = 0.0) -> None:
+        super().__init__(code, rest)
         self.seconds = seconds
         self.of_the_app = of_the_app
 
@@ -140,7 +140,7 @@ class Graph:
         """The token's user, and for how many seconds Graph wants to be left alone. Raises GraphError."""
         me, rest = await self._ask("/me", token, secret, _Me, {"fields": "id,name,email"})
         if not (me.id.isascii() and me.id.isdecimal() and len(me.id) <= 20):
-            raise Later(0, None, of_the_app=False)
+            raise Later(0, None, False, rest)
         return User(me.id, me.name, me.email), rest
 
     async def audience_id(self, facebook_app_id: str, token: str, secret: str | None) -> tuple[str | None, float]:
@@ -195,7 +195,7 @@ class Graph:
             try:
                 return msgspec.json.decode(body, type=kind), rest
             except msgspec.MsgspecError:
-                raise Later(0, None, of_the_app=False) from None
+                raise Later(0, None, False, rest) from None
         raise _failure(status, sent, body, rest)
 
     async def _send(
@@ -231,7 +231,7 @@ def _failure(status: int, headers: httpx.Headers, body: bytes, rest: float) -> G
     if error.code in _LATER or error.is_transient or status in (408, 429) or not 400 <= status < 500:
         told = headers.get("retry-after", "")
         seconds = min(float(told), _LONGEST_REST) if told.isdecimal() and told.isascii() else rest or None
-        return Later(error.code, seconds, error.code in _OF_THE_APP or status == 429)
+        return Later(error.code, seconds, error.code in _OF_THE_APP or status == 429, rest)
     return Refused(error.code, rest)
 
 

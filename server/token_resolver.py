@@ -134,8 +134,11 @@ class TokenResolver:
             return False
         except Later as error:
             due_at = self._next_try(taken, now_ms, int((error.seconds or 0) * 1000))
+            rests_until = now_ms + int(max(rest, error.rest) * 1000)
             if error.of_the_app:
-                await access_tokens.pause(taken.app_id, due_at, error.code)
+                await access_tokens.pause(taken.app_id, max(due_at, rests_until), error.code)
+            elif rests_until > now_ms:
+                await access_tokens.pause(taken.app_id, rests_until, 0)
             await self._later(taken, due_at, fbid, profile, now_ms)
             return False
         else:

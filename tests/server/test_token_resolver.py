@@ -691,11 +691,23 @@ async def test_what_nobody_could_be_asked_about_is_asked_again_when_it_is_sent_a
     assert graph.count("me") == 4
 
 
-@pytest.mark.parametrize("code", [190, 10])
+@pytest.mark.parametrize("code", [190, 10, 613])
 async def test_an_app_rests_whatever_became_of_the_call(
     graph: GraphStandIn, resolver: TokenResolver, shop: App, code: int
 ) -> None:
     graph.next("me", Answer(code=code, headers={"X-App-Usage": '{"call_count": 99}'}))
+    await sent(shop)
+    await settle(resolver)
+    until, _ = await facebook.graph_state(shop)
+    assert until >= NOW + MINUTE
+
+
+async def test_an_app_rests_as_the_first_of_two_calls_said(
+    graph: GraphStandIn, resolver: TokenResolver, shop: App
+) -> None:
+    graph.user(TOKEN, "123")
+    graph.next("me", Answer(headers={"X-App-Usage": '{"call_count": 99}'}))
+    graph.next("custom_audience_third_party_id", Answer(code=613))
     await sent(shop)
     await settle(resolver)
     until, _ = await facebook.graph_state(shop)
