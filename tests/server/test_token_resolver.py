@@ -496,11 +496,13 @@ async def test_a_wrong_secret_is_shown_and_once_it_is_right_all_is_tried_again(
     assert await waiting(shop) == 0
 
 
+@pytest.mark.parametrize("code", [200, 100])
 async def test_without_the_right_to_it_the_audience_id_is_done_without(
-    graph: GraphStandIn, resolver: TokenResolver, event_store: EventStore, shop: App
+    graph: GraphStandIn, resolver: TokenResolver, event_store: EventStore, shop: App, code: int
 ) -> None:
+    """The secret is the right one, since it told whose the token is."""
     graph.user(TOKEN, "123")
-    graph.next("custom_audience_third_party_id", Answer(code=200))
+    graph.next("custom_audience_third_party_id", Answer(code=code))
     await sent(shop)
     await settle(resolver)
     assert await properties(event_store, shop) == {"facebook_state": "resolved"}
