@@ -151,6 +151,10 @@ async def learn(hit: Sighting, now_ms: int) -> UUID | None:
         at = int.from_bytes(hit.hit_id[:6], "big")
         row = (hit.hit_id, at, hit.app + hit.of, hit.app + person, now_ms)
         async with transaction():
+            # Whoever is deleted from here on takes it along; whoever was meanwhile has no events any more.
+            await lock_clocks({hit.app})
+            if not await bulk.find(tables.Person, ("key",), "key", [hit.app + person]):
+                return None
             await bulk.put(Reattribution, _MOVED_COLUMNS, [row], keep="was")
     return UUID(bytes=person)
 

@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from random import Random
+from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
@@ -13,8 +15,10 @@ from hypothesis import strategies as st
 
 from server.database import Database
 from server.journal import hit_id
-from tenants import bulk, identifiers
+from tenants import bulk, identifiers, people
 from tenants.access_tokens import WaitingToken, keep
+from tenants.apps import create_app
+from tenants.deletions import delete_person
 from tenants.identifiers import EMAIL_KIND, UUID_KIND, identifier_key, known, unscoped_roots
 from tenants.identities import Sighting
 from tenants.people import WINDOW_MS, Memory, identify, learn, told, unscoped_untold
@@ -26,6 +30,7 @@ from tenants.tables import (
     IdentitySection,
     Person,
     Reattribution,
+    Tenant,
     TokenSender,
     Visitor,
     transaction,
@@ -232,6 +237,26 @@ async def test_what_was_learnt_stays_where_an_earlier_hit_turns_up(database: Dat
     for number in (2, 4, 5):
         stored |= await digested([hits[number]], "journal 1", f"{number}")
     assert told_apart(await in_the_end(stored)) == "abcbbb"
+
+
+async def test_who_is_deleted_just_after_they_learnt_of_a_token_is_given_no_event(
+    database: Database, alice: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their deletion took note of all events that were to be given to them, and this was not among them yet."""
+    shop, _ = await create_app(alice, "Shop")
+    hits = [msgspec.structs.replace(hit, app=shop.id.bytes) for hit in sightings("eann cA / ebob f9 cB / cA")]
+    stored = await digested(hits, "journal", "0")
+    ann, bob = (stored[hit.hit_id][16:] for hit in hits[:2])
+
+    async def and_deleted(*arguments: Any) -> list[bytes]:
+        persons = await identify(*arguments)
+        assert persons == [bob]
+        await delete_person(shop, UUID(bytes=bob), "Alice", datetime.now(UTC))
+        return persons
+
+    monkeypatch.setattr(people, "identify", and_deleted)
+    assert await learn(msgspec.structs.replace(hits[2], fbid="9", new_visitor=False, of=ann), NOW) is None
+    assert not await Reattribution.exists()
 
 
 async def test_a_token_is_whose_hit_it_is_once_an_earlier_one_turned_up(database: Database) -> None:
