@@ -194,6 +194,33 @@ async def kinds(event_store: EventStore) -> Shop:
     return shop
 
 
+# What each value reads as, one for each element of a list.
+AS_SENT: list[tuple[Any, list[str]]] = [
+    ("2026-03-01", ["2026-03-01"]),
+    ("2026-03-01 10:00:00", ["2026-03-01 10:00:00"]),
+    ("2026-03-01T10:00:00Z", ["2026-03-01T10:00:00Z"]),
+    ("2026-03-01T10:00:00.5+02:00", ["2026-03-01T10:00:00.5+02:00"]),
+    (["2026-03-02T10:00:00Z", "2026-03-02"], ["2026-03-02T10:00:00Z", "2026-03-02"]),
+    ([True, 1, 2.5], ["true", "1", "2.5"]),
+    ([{"at": "2026-03-03T10:00:00Z"}], ['{"at":"2026-03-03T10:00:00Z"}']),
+    ("x", ["x"]),
+]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_values_are_what_was_sent_whatever_came_with_them(shop: Shop, alone: bool) -> None:
+    for value, _ in AS_SENT:
+        shop.hit("sent", params={"n": value})
+        if alone:
+            await shop.store()
+    await shop.store()
+    texts = [text for _, each in AS_SENT for text in each]
+    found = await breakdown(shop.app, shop.events, shop.period(), Filters(), "params.n")
+    assert sorted(str(value.value) for value in found.values) == sorted(texts)
+    for text in texts:
+        assert await matching(shop, ("params.n", text)) == {"sent"}, text
+
+
 NAMES = [
     "a`b", "`", "``", "a\\", "\\", "\\\\`", "\\n", "'", '"', "🎉", "a b", " a ", "Plan", "plan", "PLAN", "é",
     "e\u0301", "Int64", "String", "Array(Int64)", "Tuple(a Int64)", "null", "size0", "dynamicType", "params",
