@@ -145,7 +145,12 @@ class EventStore:
 
     def _connect(self, seconds: int) -> Client:
         parts = urlsplit(self.url)
-        settings: dict[str, Any] = {"max_execution_time": seconds, "max_query_size": _STATEMENT_BYTES}
+        settings: dict[str, Any] = {
+            "max_execution_time": seconds,
+            "max_query_size": _STATEMENT_BYTES,
+            # JSON as we write it: the engine would escape each slash.
+            "output_format_json_escape_forward_slashes": 0,
+        }
         if self.embedded:
             settings |= _INTERPRETED
             # Not as a DSN, which ends at a # in the folder's name.

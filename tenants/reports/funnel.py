@@ -186,15 +186,15 @@ async def _values(
     # Not sent and sent as the empty text differ. By hashes, since texts take twice as long to be looked up.
     named = f"cityHash64({value.text}, {value.missing})"
     found = await store.query(
-        f"SELECT {value.text} AS text, {value.missing} AS missing, {named} AS named {rows} GROUP BY text, missing "
-        f"ORDER BY count() DESC, missing DESC, {in_order('text')} LIMIT {MAX_VALUES}",
+        f"SELECT {value.text} AS text, {value.missing} AS missing, any({value.whole}) AS shown, {named} AS named "
+        f"{rows} GROUP BY text, missing ORDER BY count() DESC, missing DESC, {in_order('text')} LIMIT {MAX_VALUES}",
         parameters | value.parameters,
         app.tenant,
     )
     # An array of none has no type to compare with.
     number = f"transform({named}, {{named:Array(UInt64)}}, {{numbers:Array(UInt64)}}, {len(found)})" if found else "0"
     more = value.parameters | {"named": [row["named"] for row in found], "numbers": list(range(len(found)))}
-    return number, [None if row["missing"] else row["text"] for row in found], more
+    return number, [None if row["missing"] else row["shown"] for row in found], more
 
 
 def _levels(rows: str, conditions: Sequence[str], value: str, start: int, window: timedelta) -> str:

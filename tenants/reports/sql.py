@@ -99,6 +99,13 @@ class Value:
     listed: str
     elements: str
     parameters: Parameters
+    # Of a list, where `text` is not JSON.
+    json: str = ""
+
+    @property
+    def whole(self) -> str:
+        """An expression for what is shown of it where a list is one value: JSON."""
+        return f"if({self.listed}, {self.json}, {self.text})" if self.json else self.text
 
     @property
     def each(self) -> str:
@@ -125,7 +132,7 @@ def value_of(field: str, prefix: str) -> Value:
         value = "params." + ".".join(f"`{_quoted(name)}`" for name in path)
         listed = f"startsWith(toString({value}), '[') AND startsWith(dynamicType({value}), 'Array')"
         text = f"assumeNotNull(toJSONString({value}))"
-        return Value(f"toString({value})", f"{value} IS NULL", f"({listed})", _elements(text), {})
+        return Value(f"toString({value})", f"{value} IS NULL", f"({listed})", _elements(text), {}, text)
     return json_value("params_text", path, prefix)
 
 

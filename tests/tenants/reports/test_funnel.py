@@ -200,6 +200,15 @@ async def test_broken_down_by_a_field_of_the_event_that_began_it(shop: Shop) -> 
     assert [(value.value, value.steps[0].persons) for value in by_slow.values] == [(None, 4)]
 
 
+@pytest.mark.parametrize("field", ["v", "a`b"])
+async def test_a_list_is_one_value(shop: Shop, field: str) -> None:
+    """As JSON, however it is read."""
+    shop.hit("view", at(1), person=ANN, params={field: ["it's", 2, None, "a/b"]})
+    await shop.store()
+    (value,) = (await ask(shop, VIEW, BUY, by=f"params.{field}")).values
+    assert (value.value, value.steps[0].persons) == ('["it\'s",2,null,"a/b"]', 1)
+
+
 async def test_beyond_ten_values_are_the_others(shop: Shop) -> None:
     for number in range(13):
         for _ in range(2 if number < 10 else 1):
