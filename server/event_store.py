@@ -70,11 +70,12 @@ _MIGRATION_SECONDS = 86_400
 # The first whose projections have a granularity of their own (migrations/events/0006_lookup.sql).
 _OLDEST = (25, 12)
 # Values are of the types they were sent as. Left alone, the engine takes a text for a time where it reads like one, and
-# true for 1 in a list with numbers; and it does so or not by what else is in the batch.
+# true for 1 or "true" in a list with others; and it does so or not by what else is in the batch.
 _AS_SENT = {
     "input_format_try_infer_dates": 0,
     "input_format_try_infer_datetimes": 0,
     "input_format_json_read_bools_as_numbers": 0,
+    "input_format_json_read_bools_as_strings": 0,
 }
 # clickhouse-connect loads pandas only to see that what we hand it is none of it, and chDB pyarrow for kinds of results
 # that we do not ask for: 100 MB. None makes an import fail.
