@@ -327,4 +327,9 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     described = document["components"]["schemas"]
     assert [name for name, schema in described.items() if not schema.get("description")] == []
     assert "null" in page
+    assert not re.search(r"\bNone\b", json.dumps(described)), "a word of Python's"
+    # It is long: whoever looks for something is led there.
+    assert re.findall(r'<li><a href="#(\w+)">', page) == [*(each["operationId"] for each in operations), "schemas"]
+    assert "`" not in page
+    assert "<code>retention_days</code> is null" in page
     assert {"Events", "Rejections"} <= {answer.__name__ for answer in records.ANSWERS}

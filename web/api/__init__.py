@@ -1,5 +1,6 @@
 """The JSON API, /api/v1: what a tenant's own programs read, and delete, with an API key."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -52,7 +53,8 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(answers)
     for name, part in schema["components"]["schemas"].items():
         if description := components.get(name, {}).get("description"):
-            part["description"] = " ".join(description.split())
+            # What Python calls None is null where it is read.
+            part["description"] = re.sub(r"\bNone\b", "null", " ".join(description.split()))
     schema["components"]["schemas"]["Problem"] = _PROBLEM
     for operations in schema["paths"].values():
         for method, operation in operations.items():
