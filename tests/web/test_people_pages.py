@@ -212,6 +212,21 @@ async def test_a_long_timeline_is_paged(owner: httpx.AsyncClient, shop: App, eve
     assert (await owner.get(f"{address}?cursor=made-up")).status_code == 400
 
 
+async def test_many_properties_do_not_push_away_what_happened(
+    owner: httpx.AsyncClient, shop: App, event_store: EventStore
+) -> None:
+    values: dict[str, Any] = {f"p{number:02}": number for number in range(40)}
+    fields = list(values)
+    await know(shop, ANN, email="ann@example.org")
+    await did(event_store, shop, ANN, "signup", **{name: values[name] for name in fields[:29]})
+    assert " more</summary>" not in (await owner.get(f"/apps/{shop.id}/people/{ANN}")).text
+    await did(event_store, shop, ANN, "signup", **values)
+    page = (await owner.get(f"/apps/{shop.id}/people/{ANN}")).text
+    shown, _, more = page.partition("<summary>10 more</summary>")
+    assert re.findall(r"<dt>(p\d+)</dt>", shown) == fields[:30]
+    assert re.findall(r"<dt>(p\d+)</dt>", more.partition("</details>")[0]) == fields[30:]
+
+
 async def test_every_event_leads_to_its_person_by_name(owner: httpx.AsyncClient, told: App) -> None:
     live = (await owner.get(f"/apps/{told.id}/live?whole=1")).text
     orders = (await owner.get(f"/apps/{told.id}/panels/orders")).text
