@@ -760,6 +760,20 @@ def test_large_amounts_are_read_on_a_phone(page: Page, machine: Machine) -> None
     assert page.evaluate("document.documentElement.scrollWidth") == 320
 
 
+@pytest.mark.parametrize("tail", ["/events", "/people", "/revenue"])
+def test_lists_are_read_at_200_percent(page: Page, shop: Shop, tail: str) -> None:
+    """Of a window of 1,280 pixels 640 are left; no list has to be moved to and fro, nor is it folded on paper."""
+    page.set_viewport_size({"width": 640, "height": 450})
+    shop.log_in(page)
+    page.goto(shop.path(tail))
+    table = page.locator(".wide:has(.folded)").first
+    expect(table).to_be_visible()
+    assert table.evaluate("element => element.scrollWidth <= element.clientWidth")
+    expect(table.locator("thead")).to_have_css("position", "absolute")
+    page.emulate_media(media="print")
+    expect(table.locator("thead")).to_have_css("position", "static")
+
+
 def tab_to(page: Page, target: Locator) -> None:
     """Press the key until the target has the focus, as people without a mouse do."""
     for _ in range(120):
