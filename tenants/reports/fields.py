@@ -9,7 +9,7 @@ from tenants.errors import InvalidValue
 from tenants.events import Queries
 from tenants.reports.filters import Filters, field_of
 from tenants.reports.period import Period
-from tenants.reports.sql import ONE_APP, rows_of, share_of
+from tenants.reports.sql import ONE_APP, in_order, rows_of, share_of
 from tenants.tables import App
 
 # Of the newest events: reading the names of all fields means reading all values.
@@ -44,7 +44,8 @@ async def fields(app: App, store: Queries, period: Period, filters: Filters) -> 
         # An event without fields is looked at, too: it has the one named ''.
         f"SELECT arrayJoin(arrayConcat([''], JSONAllPaths(params))) AS path, count() AS events "
         f"FROM (SELECT params {rows_of(period.start, period.end)}{where} "
-        f"ORDER BY received_at DESC LIMIT {_LOOKED_AT}) GROUP BY path ORDER BY events DESC, path LIMIT {_FIELDS + 1}",
+        f"ORDER BY received_at DESC LIMIT {_LOOKED_AT}) GROUP BY path "
+        f"ORDER BY events DESC, {in_order('path')} LIMIT {_FIELDS + 1}",
         {"app": str(app.id), **parameters},
         app.tenant,
     )
@@ -65,7 +66,7 @@ async def properties_of_people(app: App, store: Queries) -> list[str]:
     """The properties that any of the app's people have, those of most people first."""
     found = await store.query(
         f"SELECT field FROM person_properties WHERE {ONE_APP} GROUP BY field "
-        f"ORDER BY count() DESC, field LIMIT {_FIELDS}",
+        f"ORDER BY count() DESC, {in_order('field')} LIMIT {_FIELDS}",
         {"app": str(app.id)},
         app.tenant,
     )

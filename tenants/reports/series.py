@@ -8,7 +8,7 @@ import msgspec
 from tenants.events import Queries
 from tenants.reports.filters import Filters
 from tenants.reports.period import Interval, Period
-from tenants.reports.sql import PERSONS, bucket, rows_of, starts_of
+from tenants.reports.sql import PERSONS, bucket, in_order, rows_of, starts_of
 from tenants.tables import App
 
 
@@ -42,11 +42,11 @@ async def series(app: App, store: Queries, period: Period, filters: Filters, lin
     # Tokens beyond the top ones are summed up there, not sent one by one: anybody can make up thousands of them.
     counted = f"SELECT {at} AS at, event_token AS token, count() AS events {rows} GROUP BY at, token"
     summed = f"SELECT *, sum(events) OVER (PARTITION BY token) AS whole FROM ({counted})"
-    ranked = f"SELECT *, dense_rank() OVER (ORDER BY whole DESC, token) AS place FROM ({summed})"
+    ranked = f"SELECT *, dense_rank() OVER (ORDER BY whole DESC, {in_order('token')}) AS place FROM ({summed})"
     by_token, by_bucket = await asyncio.gather(
         store.query(
-            "SELECT at, if(place <= {lines:UInt32}, token, '') AS line, sum(events) AS events "
-            f"FROM ({ranked}) GROUP BY at, line",
+            "SELECT at, if(place <= {lines:UInt32}, token, '') AS line, sum(events) AS events, min(place) AS first "
+            f"FROM ({ranked}) GROUP BY at, line ORDER BY first",
             parameters | {"lines": lines},
             app.tenant,
         ),
@@ -59,8 +59,8 @@ async def series(app: App, store: Queries, period: Period, filters: Filters, lin
     persons = [0] * len(starts)
     for row in by_bucket:
         persons[place[row["at"]]] = row["persons"]
-    # The others are last, however many they are.
-    ordered = sorted(counts, key=lambda token: (token is None, -sum(counts[token]), token or ""))
+    # In their order; the others are last, however many they are.
+    ordered = sorted(counts, key=lambda token: token is None)
     found = [Line(token, counts[token]) for token in ordered]
     events = [sum(column) for column in zip(*(line.events for line in found), strict=True)] or [0] * len(starts)
     return Series(period.interval, list(period.buckets), events, persons, found)

@@ -127,6 +127,15 @@ async def test_what_may_be_an_address_has_no_place_that_tells_of_it(shop: Shop) 
     assert placed != sorted(placed)
     again = await breakdown(shop.app, shop.events, shop.period(), EVERYTHING, "params.who")
     assert [value.value for value in again.values] == values
+    for each in (*addresses, "zoe", "abe"):
+        shop.hit(each, days_ago(1), person=ANN)
+    await shop.store()
+    lines = (await series(shop.app, shop.events, shop.period(), EVERYTHING, lines=20)).lines
+    columns = [line.event_token or "" for line in lines if line.event_token != "view"]
+    assert sorted(columns) == sorted([*addresses, "zoe", "abe"])
+    assert [value for value in columns if value in ("zoe", "abe")] == ["abe", "zoe"]
+    placed = [value for value in columns if value in addresses]
+    assert placed != sorted(placed)
 
 
 async def test_series_have_a_number_for_every_bucket(visited: Shop) -> None:
