@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
-from application import Site
+from application import HOST, Site
 
 from tenants import accounts, keys, members, sessions
 from tenants.apps import create_app, list_apps
@@ -199,8 +199,13 @@ async def test_a_viewer_changes_their_own_name_email_and_password(
         assert f'id="{field}-error"' in page.text
         assert password not in page.text
     assert (await viewer.get("/apps")).status_code == 200
+    stolen = await site.browser()
+    stolen.cookies.set("session", browser.cookies["session"], HOST)
+    assert (await stolen.get("/apps")).status_code == 200
     reply = await browser.post("/account/profile/password", data={"password": OTHER, "current_password": PASSWORD})
     assert reply.headers["location"] == "/account/profile"
+    # Whoever had copied the cookie of this very browser.
+    assert (await stolen.get("/apps")).status_code == 303
     assert "Your password is changed." in (await browser.get("/account/profile")).text
     # The other session of the same user.
     assert (await viewer.get("/apps")).status_code == 303

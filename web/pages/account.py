@@ -15,7 +15,16 @@ from tenants import accounts, apps, keys, members, sessions
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import ApiKey, Role
 from web.forms import is_name, text
-from web.guards import AnyRequest, Me, Member, Owner, Viewer, clear_session_cookie
+from web.guards import (
+    AnyRequest,
+    Me,
+    Member,
+    Owner,
+    Viewer,
+    clear_session_cookie,
+    session_token,
+    set_login_cookies,
+)
 from web.rendering import NOTICES, go, render
 
 NOTICES.update(
@@ -27,6 +36,7 @@ NOTICES.update(
         "sessions-ended": "You are logged out everywhere else.",
         "role-changed": "The role is changed. With an owner less, open invitations are withdrawn.",
         "member-removed": "They no longer belong to this account. API keys that they know go on working: revoke those. "
+        "So do daily pushes to audiences that may be theirs: look at each app's. "
         "If they were an owner, open invitations are withdrawn.",
         "withdrawn": "The invitation is withdrawn. Its link opens nothing now.",
         "key-revoked": "The key is revoked. Programs with it are answered 401 from now on.",
@@ -173,7 +183,7 @@ async def change_email(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
 
 @post("/account/profile/password")
 async def change_password(request: AnyRequest, viewer: Viewer) -> Response[bytes]:
-    """Another password; all other sessions end."""
+    """Another password; all sessions end, and a new one begins here. Raises NotFound where it is another's by now."""
     form = await request.form()
     new, current = text(form, "password"), text(form, "current_password")
     address = request.app.state.client_address(request.scope)
@@ -183,7 +193,12 @@ async def change_password(request: AnyRequest, viewer: Viewer) -> Response[bytes
         )
     except InvalidValue as error:
         return await _profile_page(request, viewer, {error.field: str(error)})
-    return go("/account/profile", "password-changed")
+    # A new session, since the cookie of this browser may be what somebody else has.
+    response = go("/account/profile", "password-changed")
+    agent, now = request.headers.get("user-agent", ""), datetime.now(UTC)
+    token = await sessions.create(viewer.user, agent, now, viewer.tenant, replaces=session_token(request))
+    set_login_cookies(request, response, viewer.user, token)
+    return response
 
 
 @post("/account/sessions/{session_id:int}/end")
