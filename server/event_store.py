@@ -154,8 +154,10 @@ class EventStore:
         }
         if self.embedded:
             settings |= _INTERPRETED
+            folder = os.path.realpath(unquote(parts.path))
+            _check_links(Path(folder))
             # Not as a DSN, which ends at a # in the folder's name.
-            return clickhouse_connect.get_client(interface="chdb", path=unquote(parts.path), settings=settings)
+            return clickhouse_connect.get_client(interface="chdb", path=folder, settings=settings)
         secure = parts.scheme == "clickhouses"
         return clickhouse_connect.get_client(
             host=parts.hostname or "",
@@ -385,6 +387,19 @@ class EventStore:
         self._changes.shutdown(cancel_futures=True)
         for client in self._clients:
             client.close()
+
+
+def _check_links(folder: Path) -> None:
+    """The engine finds its tables by a symbolic link. Without it, it would begin with none, and remove what it misses.
+
+    Raises EventStoreUnavailable.
+    """
+    link = folder / "metadata" / "default"
+    if not link.is_symlink() and any(folder.glob("store/*/*/*.sql")):
+        raise EventStoreUnavailable(
+            f"Event store {folder}: metadata/default is no symbolic link, as in a copy that was made without them; "
+            "put it back from one made with cp -a, tar or rsync -a"
+        )
 
 
 def release_code() -> None:

@@ -88,6 +88,16 @@ async def test_a_store_that_a_newer_version_changed_is_left_alone(
             asked()
 
 
+@pytest.mark.parametrize("followed", [False, True])
+def test_a_copy_without_symbolic_links_is_not_taken_for_an_empty_store(tmp_path: Path, followed: bool) -> None:
+    (tables := tmp_path / "store" / "6c5" / "6c5d3854").mkdir(parents=True)
+    (tables / "events.sql").touch()
+    (tmp_path / "metadata" / ("default" if followed else "")).mkdir(parents=True)
+    with pytest.raises(EventStoreUnavailable, match="metadata/default is no symbolic link, as in a copy"):
+        EventStore(f"chdb://{tmp_path}", tmp_path).migrate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metadata", "store"]
+
+
 async def test_rows_that_were_written_are_let_go_at_once(tmp_path: Path) -> None:
     class Text(str):
         __slots__ = ("__weakref__",)
