@@ -264,6 +264,8 @@ async def run(settings: Settings, role: Role) -> None:
         store = EventStore(settings.events_url, settings.data_dir / "tmp")
         if store.embedded:
             await asyncio.to_thread(store.migrate)
+            if damaged := await asyncio.to_thread(store.damaged):
+                log.error("pieces of the event store could not be read and are kept aside", pieces=damaged)
             release_code()
         digest = DigestProcess(store)
     try:

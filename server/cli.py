@@ -197,8 +197,8 @@ def _check(settings: Settings, arguments: Arguments) -> int:
         findings["control database"] = str(error)
         problems.append(f"{error}; check ONEPX_DATABASE_URL and that the database runs")
     try:
-        findings["event store"], advice = _check_events(settings, server)
-        problems += [advice] if advice else []
+        findings["event store"], wrong = _check_events(settings, server)
+        problems += wrong
     except NewerSchema as error:
         findings["event store"] = str(error)
         problems.append(str(error))
@@ -251,8 +251,8 @@ def _own_health(url: str) -> dict[str, Any]:
         return json.load(error)
 
 
-def _check_events(settings: Settings, server: dict[str, Any] | None) -> tuple[str, str | None]:
-    """(what was found, what to do about it) of the event store."""
+def _check_events(settings: Settings, server: dict[str, Any] | None) -> tuple[str, list[str]]:
+    """(what was found, what is wrong and what to do) of the event store."""
     if settings.embedded_events and server is not None:
         url = f"http://{server.get('host')}:{server.get('port')}/healthz"
         try:
@@ -260,21 +260,12 @@ def _check_events(settings: Settings, server: dict[str, Any] | None) -> tuple[st
         except OSError as error:
             return (
                 f"the running server does not answer: {error}",
-                f"{url} does not answer; look at the server's log",
+                [f"{url} does not answer; look at the server's log"],
             )
-        return ("ok (asked the running server)", None) if found["ok"] else (found["error"], found["error"])
-    with own_data_dir(settings) if settings.embedded_events else contextlib.nullcontext():
-        store = EventStore(settings.events_url, settings.data_dir / "tmp")
-        try:
-            pending = store.pending()
-        finally:
-            store.close()
-    if pending:
-        return (
-            f"schema behind: {', '.join(pending)}",
-            "the event store's schema is behind; run `onepx migrate`",
-        )
-    return "ok", None
+        return ("ok (asked the running server)", []) if found["ok"] else ("see below", [found["error"]])
+    with _event_store(settings) as store:
+        wrong = store.wrong()
+    return "see below" if wrong else "ok", wrong
 
 
 # tenant, app, key

@@ -373,9 +373,29 @@ class EventStore:
 
         return self._run(compare)
 
-    async def behind(self) -> list[str]:
-        """`pending`, from the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self.pending)
+    def damaged(self) -> list[str]:
+        """Pieces that the engine could not read at a start and put aside: their rows are missing."""
+        sql = (
+            "SELECT concat(table, '/detached/', name) FROM system.detached_parts "
+            "WHERE database = currentDatabase() AND reason LIKE 'broken%' ORDER BY 1 LIMIT 100"
+        )
+        return self._run(lambda client: [str(row[0]) for row in client.query(sql).result_rows])
+
+    def wrong(self) -> list[str]:
+        """What is wrong with it and what to do, a sentence each. Raises EventStoreUnavailable, or NewerSchema."""
+        found: list[str] = []
+        if behind := self.pending():
+            found.append(f"the event store's schema is behind ({', '.join(behind)}); run `onepx migrate`")
+        if damaged := self.damaged():
+            found.append(
+                f"pieces of the event store could not be read and are kept aside: {', '.join(damaged)}. "
+                "Their rows are missing; look at the disk, put back a backup, or remove the pieces"
+            )
+        return found
+
+    async def ask_what_is_wrong(self) -> list[str]:
+        """`wrong`, from the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.wrong)
 
     def close(self) -> None:
         """Close all clients; the embedded engine flushes and lets go of its folder."""

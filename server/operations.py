@@ -94,8 +94,8 @@ class Operations:
 
     async def _ask_store(self) -> None:
         assert self.store is not None
-        if behind := await self.store.behind():
-            raise Unavailable(f"schema behind: {', '.join(behind)}; run `onepx migrate`")
+        if wrong := await self.store.ask_what_is_wrong():
+            raise Unavailable(". ".join(wrong))
 
     async def metrics(self) -> bytes:
         """Everything measured, in Prometheus' text format."""

@@ -4,12 +4,13 @@ import itertools
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs, urlsplit
 
-from machine import SOON, App, Client, Load, Machine, Process, alive, wait_until
+from machine import ONEPX, SOON, App, Client, Load, Machine, Process, alive, wait_until
 
 ROUNDS = 20
 DIGEST_SECONDS = 20.0
@@ -156,6 +157,28 @@ def test_what_was_asked_before_sigterm_is_answered(machine: Machine, shop: App) 
     machine.start()
     stop_when_digested(machine)
     assert sorted(stored_names(machine)) == sorted(["", *map(str, range(len(clients)))])
+
+
+def test_what_a_failing_disk_took_of_the_event_store_is_told(machine: Machine, shop: App) -> None:
+    process = machine.start()
+    shop.hit("event_token=gone")
+    wait_until(shop.events, DIGEST_SECONDS)
+    process.stop()
+    (piece,) = (machine.data_dir / "events" / "data" / "default" / "events").glob("2*_*/data.bin")
+    piece.write_bytes(piece.read_bytes()[:-1])
+    process = machine.start()
+    assert shop.events() == []
+    status, report = process.health()
+    assert (status, report["status"]) == (200, "degraded")
+    told = report["checks"]["event_store"]["error"]
+    assert f"events/detached/broken-on-start_{piece.parent.name}" in told
+    assert any("kept aside" in line["event"] for line in process.logged())
+    environ = os.environ | {"ONEPX_DATA_DIR": str(machine.data_dir)}
+    for running in (True, False):
+        done = subprocess.run([ONEPX, "check"], env=environ, capture_output=True, text=True)
+        assert (running, done.returncode) == (running, 1)
+        assert f"wrong: {told}" in done.stdout
+        machine.stop()
 
 
 def test_hits_of_collect_are_digested_by_serve(machine: Machine, shop: App) -> None:
