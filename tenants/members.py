@@ -123,6 +123,11 @@ async def list_invitations(tenant: Tenant, now: datetime) -> list[Invitation]:
     )
 
 
+async def unscoped_purge_invitations(now: datetime) -> None:
+    """Forget the invitations that have ended, with the addresses of people who never came."""
+    await Invitation.delete().where(Invitation.expires_at <= now)
+
+
 async def withdraw(tenant: Tenant, invitation_id: int) -> None:
     """Make an invitation's link worthless; raises NotFound unless it is this tenant's."""
     withdrawn = Invitation.delete().where(Invitation.id == as_key(invitation_id), Invitation.tenant == tenant.id)

@@ -143,6 +143,11 @@ async def end_all(user: User, keep: Session | None = None) -> None:
     await (query if keep is None else query.where(Session.id != keep.id))
 
 
+async def unscoped_purge_sessions(now: datetime) -> None:
+    """Forget the sessions that have ended: of people who never log in again, nobody else would."""
+    await Session.delete().where(Session.expires_at <= now)
+
+
 def _hash(token: str) -> str:
     # A fast hash is enough: 256 random bits cannot be guessed, however fast.
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()

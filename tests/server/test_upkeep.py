@@ -22,6 +22,8 @@ STEPS = {
     "unscoped_forget_queries": "emptying raw queries",
     "unscoped_expire": "expiring events",
     "unscoped_purge_forgotten": "forgetting who was deleted",
+    "unscoped_purge_sessions": "forgetting ended sessions",
+    "unscoped_purge_invitations": "forgetting ended invitations",
     "unscoped_expire_people": "expiring people",
 }
 

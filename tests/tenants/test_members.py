@@ -90,6 +90,13 @@ async def test_an_invitation_ends(database: Database, alice: Tenant, bob: Tenant
     assert await Invitation.count() == 1
 
 
+async def test_the_address_of_who_never_came_is_forgotten(database: Database, alice: Tenant, bob: Tenant) -> None:
+    await members.invite(alice, "old@example.org", "viewer", NOW)
+    await members.invite(bob, "new@example.org", "viewer", NOW + timedelta(seconds=1))
+    await members.unscoped_purge_invitations(NOW + members.INVITED_FOR)
+    assert [row["email"] for row in await Invitation.select()] == ["new@example.org"]
+
+
 async def test_a_second_invitation_replaces_the_first(database: Database, alice: Tenant, bob: Tenant) -> None:
     _, others = await members.invite(bob, "new@example.org", "viewer", NOW)
     _, first = await members.invite(alice, "new@example.org", "viewer", NOW)

@@ -53,6 +53,13 @@ async def test_a_session_ends_by_itself(user: User) -> None:
     assert await Session.count() == 1
 
 
+async def test_of_who_never_comes_back_nothing_stays(user: User) -> None:
+    await sessions.create(user, "Old/1.0", NOW)
+    await sessions.create(user, "New/1.0", NOW + timedelta(seconds=1))
+    await sessions.unscoped_purge_sessions(NOW + sessions.LIFETIME)
+    assert [row["user_agent"] for row in await Session.select()] == ["New/1.0"]
+
+
 async def test_log_out_here_and_everywhere(user: User) -> None:
     _, bob = await create_tenant("Bob", "bob@example.org", None)
     bobs = await sessions.create(bob, "", NOW)
