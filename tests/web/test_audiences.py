@@ -13,7 +13,7 @@ import pytest
 from application import SECRET_KEY
 from known import did, know
 
-from server.event_store import EventStore
+from server.event_store import EventStore, EventStoreUnavailable
 from tenants import audiences, facebook
 from tenants.access_tokens import WaitingToken, keep, pause
 from tenants.audience_members import email_hash
@@ -301,7 +301,7 @@ async def test_the_upload_form_is_a_file_of_hashes(
     before = datetime.now(UTC)
     reply = await member.get(f"/apps/{shop.id}/audiences/{audience.id}/download")
     assert reply.headers["content-disposition"] in {
-        f'attachment; filename="byers-co-{at:%Y-%m-%d}.csv"' for at in (before, datetime.now(UTC))
+        f'attachment; filename="buyers-co-{at:%Y-%m-%d}.csv"' for at in (before, datetime.now(UTC))
     }
     assert "example.org" not in reply.text
     assert list(csv.reader(io.StringIO(reply.text))) == [
@@ -312,3 +312,16 @@ async def test_the_upload_form_is_a_file_of_hashes(
     nobody = await audiences.create(shop, KEY, "None", "1", TOKEN, segment_of([("did", "nothing")]), False, NOW)
     reply = await member.get(f"/apps/{shop.id}/audiences/{nobody.id}/download")
     assert reply.text == "email,uid,extern_id\r\n"
+
+
+async def test_an_upload_form_that_cannot_be_begun_is_no_file(
+    member: httpx.AsyncClient, event_store: EventStore, shop: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody's is not looked for in the event store, which is asked only while the file is written."""
+
+    async def away(*_: Any) -> list[dict[str, Any]]:
+        raise EventStoreUnavailable("away")
+
+    monkeypatch.setattr(event_store, "query", away)
+    reply = await member.get(f"/apps/{shop.id}/audiences/download")
+    assert (reply.status_code, reply.headers["content-type"]) == (503, "text/html; charset=utf-8")

@@ -1,6 +1,5 @@
 """An app's Custom Audiences: who is in them, pushing them to Meta, and the file for Meta's upload form."""
 
-import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +20,7 @@ from tenants.tables import App, Audience
 from tenants.typed_money import read_money
 from web.forms import text
 from web.guards import AnyRequest, Member, OurApp, Viewer
+from web.pages.exports import plain
 from web.pages.people import in_words
 from web.rendering import NOTICES, go, plain_money, render
 
@@ -283,29 +283,27 @@ async def download_segment(request: AnyRequest, member: Member, app: OurApp) -> 
 async def _download(request: AnyRequest, app: App, segment: Segment, name: str) -> Response[bytes] | Stream:
     store = request.app.state.event_store
     try:
-        people = await people_of(app, store, segment)
+        form = upload_form(members(app, store, await people_of(app, store, segment)))
+        # Begun before anything is sent: what fails then can still be told.
+        first = await anext(form)
     except Busy:
         detail = "Other exports are running. Wait until one is done, then try again."
         return await render(request, "error.html", 429, title="No download", detail=detail)
+    file = f"{plain(name) or 'audience'}-{datetime.now(UTC):%Y-%m-%d}.csv"
     return Stream(
-        _sent(upload_form(members(app, store, people))),
+        _sent(first, form),
         media_type="text/csv",
         headers={
-            "Content-Disposition": f'attachment; filename="{_file_name(name)}"',
+            "Content-Disposition": f'attachment; filename="{file}"',
             "Cache-Control": "no-store",
         },
     )
 
 
-async def _sent(form: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    # Litestar wants an iterator of its own making.
-    async for chunk in form:
+async def _sent(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
         yield chunk
-
-
-def _file_name(title: str) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", title.encode("ascii", "ignore").decode().lower()).strip("-")[:60]
-    return f"{name or 'audience'}-{datetime.now(UTC):%Y-%m-%d}.csv"
 
 
 handlers = [

@@ -52,10 +52,14 @@ async def _refused(request: AnyRequest, status: int, detail: str) -> Response[by
 
 
 def file_name(app: App, view: View, format: Format) -> str:
-    """`shop-2026-11-01-2026-11-24.csv`: plain letters only, so that no name of an app can break the header."""
-    plain = unicodedata.normalize("NFKD", app.name).encode("ascii", "ignore").decode().lower()
-    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60] or "events"
-    return f"{name}-{view.period.first}-{view.period.last}.{format}"
+    """`shop-2026-11-01-2026-11-24.csv`."""
+    return f"{plain(app.name) or 'events'}-{view.period.first}-{view.period.last}.{format}"
+
+
+def plain(title: str) -> str:
+    """A title as part of a file's name: plain letters only, so that none can break the header."""
+    letters = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:60]
 
 
 handlers = [download]
