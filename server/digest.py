@@ -190,10 +190,9 @@ class State:
                     "ON CONFLICT (segment) DO UPDATE SET digested = excluded.digested",
                     (segment, end),
                 )
-            for number, (named, hit) in zip(batch.retried, batch.hits, strict=False):
+            for number, (named, _) in zip(batch.retried, batch.hits, strict=False):
                 if named not in failed:
                     self._db.execute("DELETE FROM set_aside WHERE number = ?", (number,))
-                del hit
             hits = dict(batch.hits) if failed else {}
             for named, error in failed.items():
                 self._db.execute(

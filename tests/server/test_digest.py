@@ -320,6 +320,22 @@ async def test_hits_become_rows_and_their_segment_goes(shop: Shop) -> None:
     assert shop.positions() == {}, "of a segment that is gone nothing is remembered"
 
 
+async def test_a_segment_is_forgotten_once_its_end_is_on_disk(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut that brought it back would have it digested once more."""
+    path = shop.journal("event_token=a")
+    size = path.stat().st_size
+    synced: list[tuple[bool, dict[str, int]]] = []
+    sync = module.sync_folder
+
+    def recording(folder: Path) -> None:
+        synced.append((path.exists(), shop.positions()))
+        sync(folder)
+
+    monkeypatch.setattr(module, "sync_folder", recording)
+    await shop.digest()
+    assert synced == [(False, {path.name: size})]
+
+
 async def test_a_hits_row_and_id_are_the_same_whenever_it_is_digested(shop: Shop, tmp_path: Path) -> None:
     shop.segment([shop.hit("event_token=a"), shop.hit("event_token=a")], [shop.hit("event_token=b&event_id=1")])
     shop.journal("event_token=b&event_id=1", "")
