@@ -7,7 +7,6 @@ there are too many to carry (over 100 a minute, more than anybody reads) it look
 """
 
 import base64
-import binascii
 import hashlib
 import re
 import time
@@ -21,7 +20,7 @@ import msgspec
 
 from tenants import event_ids
 from tenants.errors import InvalidValue
-from tenants.events import Queries
+from tenants.events import NOBODY, Queries, cursor_bytes
 from tenants.hits import WARNING_ADVICE, Category
 from tenants.reports.filters import Filters
 from tenants.reports.sql import PERSON_ID, containing
@@ -39,7 +38,6 @@ _SHOWN_MOST = 100
 _MARK = 6
 # Raw queries are kept for two days, and a search of more would take longer than anybody waits.
 _SEARCHED_MS = 2 * 86_400_000
-_NOBODY = UUID(int=0)
 # A test hit is one of the last minutes; clocks of two machines differ by less.
 _TEST_MS = 900_000
 _SKEW_MS = 5_000
@@ -230,8 +228,8 @@ def _event(row: dict[str, Any]) -> LiveHit:
         event_id=row["event_id"] or None,
         params=row["params_text"],
         warnings=tuple(row["warnings"]),
-        person_id=row["person"] if row["person"] != _NOBODY else None,
-        visitor_id=row["visitor_id"] if row["visitor_id"] != _NOBODY else None,
+        person_id=row["person"] if row["person"] != NOBODY else None,
+        visitor_id=row["visitor_id"] if row["visitor_id"] != NOBODY else None,
         email=row["email"] or None,
         uuid=row["uuid"] or None,
         fbid=row["fbid"] or None,
@@ -305,10 +303,7 @@ def _cursor(before: _Shown, hits: Sequence[LiveHit], since: int, now: int) -> st
 
 def _shown(cursor: str) -> _Shown:
     """What a cursor says. Raises InvalidValue."""
-    try:
-        data = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        data = b""
+    data = cursor_bytes(cursor)
     each = 4 + _MARK
     count, rest = divmod(len(data) - 6, each)
     if rest or not 0 <= count <= _SHOWN_MOST:
