@@ -250,6 +250,7 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
             route = by_app.get(hit.app_id)
             if route is None:
                 found.unknown.add(hit.app_id)
+                found.secrets = found.secrets or holds_access_token(hit.query)
                 continue
             app = number_of.get(hit.app_id)
             if app is None:

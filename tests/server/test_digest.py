@@ -505,16 +505,21 @@ async def test_whatever_a_hit_with_an_access_token_becomes_its_segment_is_let_go
     monkeypatch.setattr(module, "ask_to_let_go", asked.append)
     monkeypatch.setattr(module, "_EMPTY_SECONDS", 0.0)
     secret = quote('{"access_token": "EAABsecret"}')
-    async with shop.digesting():
+    event = f"event_token=a&params={secret}&event_id=1"
+    queries = [f"params={secret}", event, f"params={secret}", event, f"event_token=poison&params={secret}"]
+    async with shop.digesting(poisoned):
         shop.journal("event_token=a")
         await until(lambda: len(asked) == 1)  # a digest before may have left some
         shop.journal("event_token=b&params=%7B%7D", "", "event_token=caf\u00e9")
         await until(shop.empty)
         await asyncio.sleep(0.1)
         assert len(asked) == 1
-        for number, query in enumerate((f"params={secret}", f"event_token=a&params={secret}&event_id=1") * 2, 2):
+        for number, query in enumerate(queries, 2):
             shop.journal(query)
             await until(lambda number=number: len(asked) == number)
+        shop.app_id = b"x" * 16  # of an app that is gone
+        shop.journal(event)
+        await until(lambda: len(asked) == len(queries) + 2)
 
 
 async def test_whoever_watches_a_hit_hears_what_it_became(shop: Shop) -> None:
