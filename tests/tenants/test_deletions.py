@@ -191,6 +191,20 @@ async def test_all_who_were_merged_into_a_person_go_too(shop: Hits) -> None:
             if row.key.startswith(prefix)] == []  # fmt: skip
 
 
+async def test_who_comes_back_with_their_cookie_and_logs_in_as_somebody_is_them(shop: Hits) -> None:
+    """What is left of who they were is looked for under that cookie, again and again for minutes."""
+    cookie = uuid4()
+    assert await shop(cookie, email=ANN) == cookie
+    deletion = await delete_person(shop.app, cookie, "Alice", datetime.now(UTC))
+    shop.at = int(deletion.requested_at.timestamp() * 1000)
+    await shop(cookie)
+    bob = await shop(uuid4(), email=BOB)
+    assert await shop(cookie, email=BOB) == bob
+    await removed(shop, deletion)
+    assert await shop.count("events") == 3
+    assert await shop.count("person_aliases", f"alias = '{cookie}' AND person = '{bob}'") == 1
+
+
 async def test_a_receipt_has_nothing_of_the_person_when_it_is_done(shop: Hits, monkeypatch: pytest.MonkeyPatch) -> None:
     ann = await shop(uuid4(), email=ANN)
     deletion = await delete_person(shop.app, ann, "Alice", datetime.now(UTC))
