@@ -271,8 +271,9 @@ class EventStore:
                 self._run(write_unless_ended, _STREAM_SECONDS)
             finally:
                 self._streaming.remove(whose)
-                path.unlink()
                 os.close(writer)
+                # What nothing was written to for long is cleared away.
+                path.unlink(missing_ok=True)
 
         self._streaming.append(whose)
         self._streams.add(stream)
@@ -320,6 +321,8 @@ class EventStore:
                 **_AS_SENT,
             }
             if self.embedded:
+                if path.stat().st_size > _BUSY_BYTES:
+                    self._busy_until = time.monotonic() + _BUSY_SECONDS
                 # Read by the engine itself: the client's own way would copy the file once more.
                 options = ", ".join(f"{name} = '{value}'" for name, value in settings.items() if name != "async_insert")
                 source = _quoted(str(path))
@@ -332,8 +335,6 @@ class EventStore:
 
         def send_and_remove() -> None:
             try:
-                if self.embedded and path.stat().st_size > _BUSY_BYTES:
-                    self._busy_until = time.monotonic() + _BUSY_SECONDS
                 self._run(send)
             finally:
                 path.unlink(missing_ok=True)

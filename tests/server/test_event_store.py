@@ -40,6 +40,12 @@ async def test_reports_take_one_core_while_many_hits_come_in(event_store: EventS
     assert await threads(event_store) == usual
 
 
+async def test_a_file_that_was_cleared_away_is_to_be_inserted_again(event_store: EventStore, tmp_path: Path) -> None:
+    """Whoever asked for it keeps the rows; it is no failure of the process that was asked."""
+    with pytest.raises(EventStoreUnavailable):
+        await event_store.insert_file("rejections", tmp_path / "gone.native", uuid4().hex)
+
+
 async def test_properties_are_collected_once_more_of_events_that_are_stored_already(event_store: EventStore) -> None:
     """An insert that was cut off may have come to the events and not to their view."""
     app, person, named, at = uuid4(), uuid4(), uuid4(), int(time.time() * 1000)

@@ -375,6 +375,17 @@ def test_a_stream_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_an_export_whose_pipe_was_cleared_away_ends(event_store: EventStore) -> None:
+    """As what killed processes left is: by its age, which is that of the last bytes."""
+    shop = app()
+    await insert_many(event_store, shop, ROWS)
+    stream = await start(event_store, shop)
+    cast("ByteStream", stream).path.unlink()
+    async with asyncio.timeout(30):
+        assert len((await everything(stream)).splitlines()) == ROWS + 1
+    await until_idle(event_store)
+
+
 async def test_what_nobody_begins_to_read_loses_the_place(
     event_store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
