@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 
@@ -128,8 +128,8 @@ async def delete_person(app: App, person: UUID, asked_by: str, now: datetime) ->
         root = (await unscoped_roots([person_key(app.id, person)]))[person_key(app.id, person)]
         persons = [root, *(await merged_with([root]))[root]]
         identifiers = await _remove(Identifier, app.id, persons)
-        visitors = await _remove(Visitor, app.id, persons)
         await bulk.run(Person, "DELETE FROM person WHERE key = ?", [(key,) for key in sorted(persons)])
+        visitors = await _remove_visitors(app.id, persons, before)
         # Of all persons of the last seconds: what they are for is another machine that digests an earlier hit only now.
         await IdentitySection.delete().where(IdentitySection.app == app.id.bytes)
         # A person may be named after a cookie that is somebody else's by now.
@@ -291,9 +291,9 @@ async def _expire(store: Store, app_id: UUID, roots: list[bytes], before_ms: int
             gone = [key for keys in persons.values() if active.isdisjoint(keys) for key in keys if key in going]
         if gone:
             identifiers = await _remove(Identifier, app_id, gone)
-            await _remove(Visitor, app_id, gone)
             await IdentitySection.delete().where(IdentitySection.app == app_id.bytes)
             await bulk.run(Person, "DELETE FROM person WHERE key = ?", [(key,) for key in sorted(gone)])
+            await _remove_visitors(app_id, gone, before_ms)
             # Begun before they are forgotten: nobody would ask about them again.
             theirs = _listed([UUID(bytes=key[16:]) for key in gone])
             mark = str(UUID(bytes=gone[0][16:]))
@@ -596,6 +596,21 @@ def _values(identifiers: Sequence[bytes], kind: int) -> list[str]:
 
 def _listed(ids: Sequence[UUID]) -> str:
     return ", ".join(f"'{each}'" for each in ids)
+
+
+async def _remove_visitors(app_id: UUID, persons: Sequence[bytes], at: int) -> list[bytes]:
+    """Remove the cookies of persons who are removed already; returns the keys.
+
+    On a shared browser somebody else may be named after the cookie. What it does next would be theirs, so such a cookie
+    is of somebody new, of whom nothing is known since `at` (ms).
+    """
+    removed = await _remove(Visitor, app_id, persons)
+    named = await bulk.find(Person, ("key",), "key", removed)
+    new = [(cookie, app_id.bytes + uuid4().bytes) for (cookie,) in named]
+    columns = ("key", "kinds", "size", "known_at", "found_at", "todo", "revision")
+    await bulk.put(Person, columns, [(person, 0, 0, at, 0, 0, 0) for _, person in new])
+    await bulk.put(Visitor, ("key", "person"), new)
+    return removed
 
 
 async def _remove(table: type[Identifier | Visitor], app_id: UUID, persons: Sequence[bytes]) -> list[bytes]:

@@ -209,7 +209,8 @@ class IdentityClock(Table):
 
 
 class Person(Table):
-    """Somebody of whom an identifier is known, or who turned out to be somebody else; not an anonymous visitor.
+    """Somebody of whom an identifier is known, or who turned out to be somebody else; not an anonymous visitor, but for
+    one who goes on with a cookie that another person is named after.
 
     `key` is app id and person id. `kinds` are those of its identifiers, a bit each, `size` is how many there are,
     `known_at` when the first one came, in ms. `merged_into` is the key of the person that this one was all along.

@@ -352,6 +352,26 @@ async def test_the_next_login_of_a_shared_browser_is_not_its_first_ones(shop: Hi
     assert await shop(uuid4(), email=ANN) == ann
 
 
+async def test_who_goes_on_with_a_shared_browser_is_not_its_first_one(shop: Hits) -> None:
+    """The person who is named after the cookie gets nothing of what comes after its later owner."""
+    cookie = uuid4()
+    ann = await shop(cookie, email=ANN)
+    bob = await shop(cookie, email=BOB)
+    assert ann == cookie
+    await removed(shop, await delete_person(shop.app, bob, "Alice", datetime.now(UTC)))
+    shop.at = int(time.time() * 1000) + 1_000
+    visitor = await shop(cookie)
+    assert visitor not in (ann, bob)
+    assert await shop(cookie) == visitor
+    assert await known(shop.app, [visitor]) == {}
+    assert await shop(cookie, email="carl@example.org") == visitor, "what a visitor did before signing up is theirs"
+    assert await shop(cookie) == visitor == await owner_of(shop.app, email="carl@example.org")
+    assert await shop(uuid4(), email=ANN) == ann
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    await removed(shop, await delete_person(shop.app, visitor, "Alice", later), minutes=2)
+    assert await shop.count("events", f"person_id = '{ann}'") == await shop.count("events") == 2
+
+
 async def test_what_others_sent_with_an_address_that_ends_alike_stays(shop: Hits) -> None:
     ann = await shop(uuid4(), email=ANN)
     theirs = [await shop(uuid4(), email=f"{name}{ANN}{more}") for name, more in (("jo", ""), ("x.", ""), ("", ".au"))]
