@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from piccolo.columns.combination import And
 
 from tenants.errors import InvalidValue, NotFound
-from tenants.tables import ApiKey, App, Tenant, as_key, clean_name, lock, transaction
+from tenants.tables import ApiKey, App, Role, Tenant, User, as_key, check_role, clean_name, lock, transaction
 
 # What people recognise a key by: `onepx_` and six more.
 PREFIX_LENGTH = 12
@@ -22,11 +22,12 @@ MAX_KEYS = 200
 
 
 async def create_key(
-    tenant: Tenant, name: str, *, app: App | None = None, may_delete: bool = False
+    tenant: Tenant, name: str, *, app: App | None = None, may_delete: bool = False, by: User | None = None
 ) -> tuple[ApiKey, str]:
     """A new key and its text, which cannot be had again. It reads all apps, or `app` of the tenant's.
 
-    Raises InvalidValue for the name or where there are too many, or NotFound when the tenant is gone.
+    Raises InvalidValue for the name or where there are too many, or NotFound when the tenant is gone, or `by` may not
+    change it any more.
     """
     plaintext = "onepx_" + secrets.token_urlsafe(32)
     key = ApiKey(
@@ -39,6 +40,7 @@ async def create_key(
     )
     async with transaction():
         await lock(tenant)
+        await check_role(tenant, by, Role.OWNER, Role.MEMBER)
         if await ApiKey.count().where(_shown(tenant, datetime.now(UTC))) >= MAX_KEYS:
             raise InvalidValue("name", f"An account has {MAX_KEYS} keys at most, those revoked this month included.")
         await key.save()

@@ -21,6 +21,7 @@ from tenants.tables import (
     Tenant,
     User,
     as_key,
+    check_role,
     clean_name,
     lock,
     lock_user,
@@ -54,22 +55,30 @@ async def list_tenants(user: User) -> list[Tenant]:
     return [each.tenant for each in memberships]
 
 
-async def change_role(tenant: Tenant, user_id: int, role: str) -> None:
-    """Give a member another role; raises InvalidValue for one that is none or the last owner, or NotFound."""
+async def change_role(tenant: Tenant, user_id: int, role: str, *, by: User | None = None) -> None:
+    """Give a member another role; raises InvalidValue for one that is none or the last owner, or NotFound.
+
+    Also where `by`, who asks for it, is no owner any more.
+    """
     new = _clean_role(role)
     async with transaction():
+        # Two owners who let each other go at once would leave none.
+        await lock(tenant)
+        await check_role(tenant, by, Role.OWNER)
         membership = await _membership(tenant, user_id, stays_owner=new == Role.OWNER)
         await Membership.update({Membership.role: new}).where(Membership.id == membership.id)
         if new != Role.OWNER:
             await _withdraw_all(tenant, membership)
 
 
-async def remove(tenant: Tenant, user_id: int) -> None:
+async def remove(tenant: Tenant, user_id: int, *, by: User | None = None) -> None:
     """End a membership; a user who belongs to no other tenant is removed with it.
 
-    Raises InvalidValue for the last owner, or NotFound.
+    Raises InvalidValue for the last owner, or NotFound, also where `by` is no owner any more.
     """
     async with transaction():
+        await lock(tenant)
+        await check_role(tenant, by, Role.OWNER)
         membership = await _membership(tenant, user_id, stays_owner=False)
         # Before their membership, as whoever deletes the account.
         await lock_user(user_id)
@@ -84,10 +93,13 @@ async def _withdraw_all(tenant: Tenant, was: Membership) -> None:
         await Invitation.delete().where(Invitation.tenant == tenant.id)
 
 
-async def invite(tenant: Tenant, email: str, role: str, now: datetime) -> tuple[Invitation, str]:
+async def invite(
+    tenant: Tenant, email: str, role: str, now: datetime, *, by: User | None = None
+) -> tuple[Invitation, str]:
     """An invitation and the token of its link, which cannot be had again; it replaces one for the same address.
 
-    Raises InvalidValue for the e-mail, also where it is a member's or too many belong here, or the role; TooManyTries.
+    Raises InvalidValue for the e-mail, also where it is a member's or too many belong here, or the role; TooManyTries;
+    NotFound where `by` is no owner any more.
     """
     email = clean_email(email)
     await tries.begin_invitation(tenant.id, now)
@@ -102,6 +114,7 @@ async def invite(tenant: Tenant, email: str, role: str, now: datetime) -> tuple[
     )
     async with transaction():
         await lock(tenant)
+        await check_role(tenant, by, Role.OWNER)
         if await Membership.exists().where(Membership.tenant == tenant.id, Membership.user._.email == email):
             raise InvalidValue("email", "They belong to this account already.")
         await Invitation.delete().where(
@@ -185,8 +198,6 @@ async def join_as_new(token: str, name: str, password: str, now: datetime, addre
 
 async def _membership(tenant: Tenant, user_id: int, *, stays_owner: bool) -> Membership:
     """The membership that is about to change, with the tenant locked; raises InvalidValue for the last owner."""
-    # Two owners who let each other go at once would leave none.
-    await lock(tenant)
     found = await Membership.objects().where(Membership.tenant == tenant.id, Membership.user == as_key(user_id)).first()
     if found is None:
         raise NotFound

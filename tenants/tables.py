@@ -465,6 +465,18 @@ async def lock(tenant: Tenant) -> None:
         raise NotFound
 
 
+async def check_role(tenant: Tenant, by: User | None, *roles: Role) -> None:
+    """See that who asks has one of the roles still, in a transaction that locked the tenant; raises NotFound.
+
+    Rights were looked up when the request came; whoever took them may have been before it in the queue for this lock.
+    None is whoever runs the server.
+    """
+    if by is not None and not await Membership.exists().where(
+        Membership.tenant == tenant.id, Membership.user == by.id, Membership.role.is_in(list(roles))
+    ):
+        raise NotFound
+
+
 async def lock_user(user_id: int) -> bool:
     """As `lock`, so that what they belong to stays as it is; False when there is no such user. After their tenant."""
     found: Any = await User.raw("UPDATE users SET name = name WHERE id = {} RETURNING id", user_id)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from server.database import Database
-from tenants import accounts, members, sessions
+from tenants import accounts, keys, members, sessions
 from tenants.errors import EmailTaken, InvalidValue, NotFound, TooManyTries
 from tenants.tables import Invitation, Membership, Role, Tenant, User
 
@@ -195,6 +195,29 @@ async def test_an_owner_who_is_none_any_more_leaves_no_invitation(
         await members.invite(alice, "new@example.org", "viewer", NOW)
         await members.remove(alice, bobs.id)
         assert len(await members.list_invitations(alice, NOW)) == 1
+
+
+@pytest.mark.parametrize("goes", [True, False])
+async def test_who_is_let_go_while_their_form_is_under_way_changes_nothing(
+    database: Database, alice: Tenant, bob: Tenant, goes: bool
+) -> None:
+    """Their rights were looked up before; what they ask for waits for its turn behind their removal."""
+    bobs, owner = await user_of(bob), await user_of(alice)
+    await add(alice, bobs, Role.OWNER)
+    await members.invite(alice, "friend@example.org", "owner", NOW, by=bobs)
+    await keys.create_key(alice, "While they may", by=bobs)
+    await (members.remove(alice, bobs.id) if goes else members.change_role(alice, bobs.id, "viewer"))
+    for late in (
+        members.invite(alice, "friend@example.org", "owner", NOW, by=bobs),
+        members.change_role(alice, owner.id, "viewer", by=bobs),
+        members.remove(alice, owner.id, by=bobs),
+        keys.create_key(alice, "Too late", by=bobs),
+    ):
+        with pytest.raises(NotFound):
+            await late
+    assert (await roles(alice))["alice@example.org"] == Role.OWNER
+    assert await members.list_invitations(alice, NOW) == []
+    assert [key.name for key in await keys.list_keys(alice, NOW)] == ["While they may"]
 
 
 async def test_invitations_are_so_many_an_hour(database: Database, alice: Tenant, bob: Tenant) -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from application import HOST, Site
 
-from tenants import accounts, keys, members, sessions
+from tenants import accounts, keys, members, sessions, tries
 from tenants.apps import create_app, list_apps
 from tenants.errors import NotFound
 from tenants.tables import App, Erasure, Membership, Role, Tenant, User
@@ -253,6 +253,22 @@ async def test_owners_decide_who_belongs(
     assert (await owner.post(f"/account/people/{theirs}/remove")).status_code == 303
     assert (await viewer.get("/apps")).status_code == 303
     assert len(await members.list_members(alice)) == 1
+
+
+async def test_who_is_removed_while_they_invite_gets_no_link(
+    site: Site, alice: Tenant, bob: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bobs = await user("bob@example.org")
+    await Membership(tenant=alice.id, user=bobs.id, role=Role.OWNER).save()
+    browser = await site.browser(bobs, alice)
+
+    async def removed_meanwhile(*_: object) -> None:
+        await members.remove(alice, bobs.id)
+
+    monkeypatch.setattr(tries, "begin_invitation", removed_meanwhile)
+    reply = await browser.post("/account/people", data={"email": "friend@example.org", "role": "owner"})
+    assert (reply.status_code, "/join/" in reply.text) == (404, False)
+    assert await members.list_invitations(alice, datetime.now(UTC)) == []
 
 
 async def test_invitations_are_made_and_withdrawn(owner: httpx.AsyncClient, stranger: httpx.AsyncClient) -> None:

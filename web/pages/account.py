@@ -275,7 +275,7 @@ async def invite(request: AnyRequest, owner: Owner) -> Response[bytes]:
     form = await request.form()
     email, role = text(form, "email"), text(form, "role")
     try:
-        invitation, token = await members.invite(owner.tenant, email, role, datetime.now(UTC))
+        invitation, token = await members.invite(owner.tenant, email, role, datetime.now(UTC), by=owner.user)
     except InvalidValue as error:
         return await _people_page(request, owner, {error.field: str(error)}, email=email, role=role)
     return await _people_page(
@@ -287,7 +287,7 @@ async def invite(request: AnyRequest, owner: Owner) -> Response[bytes]:
 async def change_role(request: AnyRequest, owner: Owner, user_id: FromPath[int]) -> Response[bytes]:
     """Another role of a member."""
     try:
-        await members.change_role(owner.tenant, user_id, text(await request.form(), "role"))
+        await members.change_role(owner.tenant, user_id, text(await request.form(), "role"), by=owner.user)
     except InvalidValue as error:
         return await _people_page(request, owner, {"people": str(error)})
     return go("/account/people", "role-changed")
@@ -297,7 +297,7 @@ async def change_role(request: AnyRequest, owner: Owner, user_id: FromPath[int])
 async def remove(request: AnyRequest, owner: Owner, user_id: FromPath[int]) -> Response[bytes]:
     """A member no more."""
     try:
-        await members.remove(owner.tenant, user_id)
+        await members.remove(owner.tenant, user_id, by=owner.user)
     except InvalidValue as error:
         return await _people_page(request, owner, {"people": str(error)})
     return await _gone(request, owner, "left") if user_id == owner.user.id else go("/account/people", "member-removed")
@@ -347,7 +347,11 @@ async def create_key(request: AnyRequest, member: Member) -> Response[bytes]:
         chosen = text(form, "app")
         app = await apps.find_app(member.tenant, chosen) if chosen else None
         made = await keys.create_key(
-            member.tenant, text(form, "name"), app=app, may_delete=text(form, "may_delete") == "1"
+            member.tenant,
+            text(form, "name"),
+            app=app,
+            may_delete=text(form, "may_delete") == "1",
+            by=member.user,
         )
     except InvalidValue as error:
         return await _keys_page(request, member, error, form)
