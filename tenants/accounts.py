@@ -27,8 +27,10 @@ from tenants.tables import (
     Session,
     Tenant,
     User,
+    check_role,
     clean_name,
     fresh_id,
+    lock,
     lock_user,
     transaction,
 )
@@ -162,13 +164,17 @@ async def rename_tenant(tenant: Tenant, name: str) -> None:
     await Tenant.update({Tenant.name: tenant.name}).where(Tenant.id == tenant.id)
 
 
-async def delete_tenant(tenant: Tenant) -> None:
+async def delete_tenant(tenant: Tenant, *, by: User | None = None) -> None:
     """Remove the tenant with all that is its own: apps, tokens, keys, invitations, and users who belong to no other.
 
-    Its rows in the event store go soon after: see erasures.py. Deleting it again changes nothing.
+    Its rows in the event store go soon after: see erasures.py. Deleting it again changes nothing. Raises NotFound where
+    `by`, who asks for it, is no owner any more.
     """
     async with transaction():
         await tokens.stamp_tenant(tenant)
+        if by is not None:
+            await lock(tenant)
+            await check_role(tenant, by, Role.OWNER)
         # Somebody may be joining just now: their invitation is gone then, or they are among the members below.
         await Invitation.delete().where(Invitation.tenant == tenant.id)
         for app in await apps.list_apps(tenant):

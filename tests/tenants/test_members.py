@@ -212,6 +212,7 @@ async def test_who_is_let_go_while_their_form_is_under_way_changes_nothing(
         members.change_role(alice, owner.id, "viewer", by=bobs),
         members.remove(alice, owner.id, by=bobs),
         keys.create_key(alice, "Too late", by=bobs),
+        accounts.delete_tenant(alice, by=bobs),
     ):
         with pytest.raises(NotFound):
             await late

@@ -124,7 +124,7 @@ async def delete(request: AnyRequest, owner: Owner) -> Response[bytes]:
     if not is_name(typed, owner.tenant.name):
         errors = {"name": "Type the name of the account as it stands above."}
         return await render(request, "account/delete.html", 422, tab="", typed=typed, errors=errors)
-    await accounts.delete_tenant(owner.tenant)
+    await accounts.delete_tenant(owner.tenant, by=owner.user)
     return await _gone(request, owner, "account-deleted")
 
 
