@@ -387,7 +387,8 @@ class EventStore:
         found: list[str] = []
         if behind := self.pending():
             found.append(f"the event store's schema is behind ({', '.join(behind)}); run `onepx migrate`")
-        if damaged := self.damaged():
+        # A server's is for its own watchers, and may take long to look for.
+        if self.embedded and (damaged := self.damaged()):
             found.append(
                 f"pieces of the event store could not be read and are kept aside: {', '.join(damaged)}. "
                 "Their rows are missing; look at the disk, put back a backup, or remove the pieces"
