@@ -560,6 +560,32 @@ async def test_killed_while_removing_the_receipt_counts_once(
     assert (receipt.events, receipt.properties, receipt.rejections) == (2, 1, 1)
 
 
+async def test_killed_in_each_of_two_months_the_receipt_counts_both_and_what_is_stored_late(
+    shop: Hits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cookie, month = uuid4(), 40 * 86_400_000
+    shop.at -= month
+    await shop(cookie, email=ANN)
+    shop.at += month
+    await shop(cookie)
+    deletion = await delete_person(shop.app, cookie, "Alice", datetime.now(UTC))
+    change = shop.store.change
+
+    async def dying(sql: str, *more: Any) -> None:
+        await change(sql, *more)
+        raise RuntimeError("killed")
+
+    for left in (1, 0):
+        with monkeypatch.context() as patched:
+            patched.setattr(shop.store, "change", dying)
+            with pytest.raises(RuntimeError):
+                await work_off(shop.store)
+        assert await shop.count("events") == left
+    await work_off(shop.store)
+    await shop(cookie)
+    assert (await removed(shop, deletion)).events == 3
+
+
 async def test_apps_take_turns_with_their_deletions(shop: Hits, bob: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of one app keep another's one waiting for a round at most; of one app those not begun come first."""
     monkeypatch.setattr(deletions, "_AT_ONCE", 2)
