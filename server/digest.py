@@ -596,7 +596,6 @@ class Digester:
         if found.tokens:
             whose = {hit.hit_id: person for hit, person in zip(sightings, persons, strict=True) if person}
             found.tokens = [token._replace(person=whose.get(token.hit_id, b"")) for token in found.tokens]
-        self._untold = True
         await self._tell()
 
     def _empty_journal(self) -> None:
