@@ -768,6 +768,44 @@ async def test_people_go_when_no_event_of_theirs_is_left(shop: Hits) -> None:
     assert await owner_of(shop.app, email="carol@example.org") is None
 
 
+@pytest.mark.parametrize("by", ["token", "event"])
+async def test_who_is_heard_of_while_they_expire_keeps_what_is_theirs(
+    shop: Hits, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """A token says that somebody else is them, of which no event is to be seen; or they came back."""
+    now, theirs, cookie = datetime.now(UTC), uuid4(), uuid4()
+    shop.at = NOW - 40 * 86_400_000
+    ann = await shop(theirs, email=ANN, fbid="7")
+    shop.at = NOW - 60_000
+    young = await shop(cookie, uuid="1")
+    await change_app(shop.app, retention_days=30)
+    await unscoped_expire(shop.store, now)
+
+    async def is_gone() -> bool:
+        return await shop.count("events") == 1
+
+    await until(is_gone)
+    asked = deletions._with_events
+
+    async def meanwhile(*arguments: Any) -> set[bytes]:
+        found = await asked(*arguments)
+        monkeypatch.setattr(deletions, "_with_events", asked)
+        if by == "token":
+            app, hit = shop.app.id.bytes, uuid4().bytes
+            told = Sighting(hit, shop.at, app, cookie.bytes, uuid="1", fbid="7", of=young.bytes)
+            assert await people.learn(told, NOW) == ann
+        else:
+            await shop(theirs)
+            await shop(cookie)  # in the machine's next batch: of the one before nothing is written down
+        return found
+
+    monkeypatch.setattr(deletions, "_with_events", meanwhile)
+    assert await unscoped_expire_people(shop.store, now) == 0
+    assert await owner_of(shop.app, email=ANN) == ann
+    assert (await owner_of(shop.app, uuid="1") == ann) == (by == "token")
+    assert await unscoped_expire_people(shop.store, now) == 0
+
+
 async def test_people_of_another_app_are_not_expired(shop: Hits, bob: Tenant) -> None:
     """The persons of all apps stand in one order, and have no events in the app that is looked at."""
     other, _ = await create_app(bob, "Shop")
