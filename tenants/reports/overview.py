@@ -51,7 +51,8 @@ async def _in_zone(timezone: str, apps: list[App], tenant: Tenant, store: Querie
     of_tenant = "app_id IN {apps:Array(UUID)}"
     mine = f"WHERE {of_tenant} AND"
     persons_now = persons_if("1", of_tenant)
-    before, since = within(days[0], days[-1], "traffic"), within(days[-1], now)
+    # Times are full seconds: this one counts, too.
+    before, since = within(days[0], days[-1], "traffic"), within(days[-1], now + timedelta(seconds=1))
     counts, details, amounts = await asyncio.gather(
         store.query(
             f"SELECT app_id, {bucket('minute')} AS at, sum(recorded) AS events FROM traffic {mine} {before} "
