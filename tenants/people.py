@@ -290,14 +290,14 @@ async def _place_all(
             sections.setdefault(hit.app, []).append(entry)
     moved: list[bulk.Row] = []
     for entry in moving.values():
-        hit, root = entry.hit, apps[entry.hit.app].root
+        hit = entry.hit
         was, person = (key or hit.visitor for key in (entry.stored, entry.person))
-        # Of persons who are one by now the event store knows that. Should it be taken back, this is asked again.
-        if root(was) != root(person):
+        # Also where they are one by now: that may be taken back by a hit that comes after this one.
+        if was != person:
             # A hit's id begins with when it came.
             at = int.from_bytes(hit.hit_id[:6], "big")
             moved.append((hit.hit_id, at, hit.app + was, hit.app + person, now_ms))
-            entry.stored = entry.person
+        entry.stored = entry.person
     await bulk.put(Reattribution, _MOVED_COLUMNS, moved, keep="was")
     # Whoever sent an access token with it is whose it is now.
     whose = [(person[16:], was[16:], hit_id) for hit_id, _, was, person, _ in moved]

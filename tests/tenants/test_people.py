@@ -290,6 +290,14 @@ async def test_a_story_split_over_two_digesters(database: Database, story: str, 
             assert told_apart(await digest([[hits[number]] for number in order])) == expected, order
 
 
+async def test_who_were_one_until_it_was_taken_back_have_what_is_theirs(database: Database) -> None:
+    """The second hit is another's once the first one is there: one with whose it was, until two more come."""
+    del database
+    hits = sightings("f7 cC / f8 cC / f7 cA / u2 cA / u1 f7 cA / u1 f8 cA")
+    batches = [[hits[number] for number in batch] for batch in ((5, 1, 4), (0,), (2, 3))]
+    assert told_apart(await digest(batches)) == "abaabb"
+
+
 def hits_of_anything() -> st.SearchStrategy[list[str]]:
     """Stories nobody would think of: few identifiers, so that they meet."""
     one = st.tuples(
