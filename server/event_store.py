@@ -14,11 +14,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import resources
 from io import IOBase
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 from weakref import WeakSet
@@ -39,6 +39,7 @@ from tenants.rewriting import PROPERTIES
 
 log = structlog.get_logger()
 
+_P = ParamSpec("_P")
 T = TypeVar("T")
 
 # Reports of two tenants at once; more would only compete for the same cores.
@@ -122,6 +123,16 @@ class _Turn:
         self.waiting = 0
 
 
+class _Threads(ThreadPoolExecutor):
+    """Threads that raise EventStoreUnavailable once they were shut down: a slow page may outlive the store it reads."""
+
+    def submit(self, fn: Callable[_P, T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[T]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            raise EventStoreUnavailable("the event store is closed: this process ends") from error
+
+
 class EventStore:
     """The client of a store at `url`; it connects when first used, and again after it was away."""
 
@@ -131,12 +142,12 @@ class EventStore:
         self.errors = 0
         self._local = threading.local()
         self._tmp_dir = tmp_dir
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="report")
+        self._readers = _Threads(_READERS, thread_name_prefix="report")
         self._taking_turns = threading.Lock()
         self._busy_until = 0.0
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="insert")
-        self._changes = ThreadPoolExecutor(1, thread_name_prefix="change")
-        self._exports = ThreadPoolExecutor(_STREAMS, thread_name_prefix="export")
+        self._writer = _Threads(1, thread_name_prefix="insert")
+        self._changes = _Threads(1, thread_name_prefix="change")
+        self._exports = _Threads(_STREAMS, thread_name_prefix="export")
         # By tenant, while it asks.
         self._turns: dict[int, _Turn] = {}
         # Who has a stream that is being written.
@@ -283,7 +294,7 @@ class EventStore:
     def _end(self, mark: str) -> None:
         """Have the engine end the query with this mark, soon."""
         kill = f"KILL QUERY WHERE position(query, '{mark}') > 0 AND query_kind = 'Select' ASYNC"
-        with contextlib.suppress(RuntimeError):  # of a store that was closed: it ends with the process
+        with contextlib.suppress(EventStoreUnavailable):  # of a store that was closed: it ends with the process
             self._readers.submit(self._run, lambda client: client.command(kill))
 
     async def change(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:

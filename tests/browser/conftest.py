@@ -5,7 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 from machine import Machine
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+# Milliseconds: no story promises a pace by it, and a machine with fewer cores than browsers stalls for seconds.
+_PATIENCE = 30_000
+expect.set_options(timeout=_PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +65,7 @@ def context(request: pytest.FixtureRequest, chromium: Browser, machine: Machine)
     context = chromium.new_context(
         base_url=f"http://127.0.0.1:{machine.process.port}", java_script_enabled=script, locale="en-GB"
     )
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(_PATIENCE)
     yield context
     context.close()
 

@@ -788,7 +788,8 @@ def test_all_of_it_with_the_keyboard_alone(page: Page, javascript: bool, machine
     """Log in, open the app, build a snippet, filter what came, rename the app and delete it: no mouse."""
     mine = open_shop(machine, "Keys only")
     page.goto("/login")
-    # The first field has the focus.
+    # The first field has the focus, which the browser gives with the first picture: what is typed before is lost.
+    expect(page.get_by_label("E-mail")).to_be_focused()
     page.keyboard.type(mine.owner)
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)

@@ -94,6 +94,16 @@ async def test_a_store_that_a_newer_version_changed_is_left_alone(
             asked()
 
 
+async def test_what_is_read_of_a_closed_store_is_told_to_come_back(tmp_path: Path) -> None:
+    """A page that takes longer than the process has to stop is no error of ours."""
+    store = EventStore("http://127.0.0.1:1/onepx", tmp_path)
+    store.close()
+    with pytest.raises(EventStoreUnavailable):
+        await store.query("SELECT 1")
+    with pytest.raises(EventStoreUnavailable):
+        await store.stream("SELECT 1", {}, "CSV", {}, 1)
+
+
 @pytest.mark.parametrize("followed", [False, True])
 def test_a_copy_without_symbolic_links_is_not_taken_for_an_empty_store(tmp_path: Path, followed: bool) -> None:
     (tables := tmp_path / "store" / "6c5" / "6c5d3854").mkdir(parents=True)
