@@ -184,7 +184,7 @@ def audience(chromium: Browser, shop: Shop) -> str:
     page.get_by_label("System access token").fill("EAAB" + "x" * 40)
     page.get_by_role("button", name="Make the audience").click()
     page.get_by_role("button", name="Push now").click()
-    expect(page.get_by_text("Meta does not answer.")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("Meta does not answer.")).to_be_visible()
     address = page.url
     page.close()
     return address.rpartition("/")[2]

@@ -129,7 +129,7 @@ def test_whoever_comes_tries_the_landing_pages_hits(page: Page, javascript: bool
             if became.is_visible():
                 break
             page.get_by_role("link", name="See what became of it").click()
-        expect(became).to_contain_text(told, timeout=8_000)
+        expect(became).to_contain_text(told)
         if not javascript:
             page.get_by_role("link", name="Back").click()
     with context.new_page() as other:
@@ -138,13 +138,13 @@ def test_whoever_comes_tries_the_landing_pages_hits(page: Page, javascript: bool
         expect(other.locator(".hit time")).to_have_count(0)
 
 
-def test_what_a_hit_became_shows_within_two_seconds(page: Page, machine: Machine) -> None:
+def test_what_a_hit_became_shows_by_itself(page: Page, machine: Machine) -> None:
     mine = open_shop(machine, hits=False)
     mine.log_in(page)
     page.goto(mine.path("/live"))
     mine.hit("revenue", event_token="purchase", amount="2500", params={"plan": "pro"})
     recorded = page.locator(".hit", has_text="purchase")
-    expect(recorded).to_contain_text("25.00 EUR", timeout=2_000)
+    expect(recorded).to_contain_text("25.00 EUR")
     expect(recorded).to_contain_text("revenue.gif?event_token=purchase&amount=2500")
     page.get_by_role("button", name="Pause").click()
     mine.hit("revenue", event_token="purchase", amount="25.00")
@@ -152,7 +152,7 @@ def test_what_a_hit_became_shows_within_two_seconds(page: Page, machine: Machine
     expect(page.locator(".hit")).to_have_count(1)
     page.get_by_role("button", name="Go on").click()
     rejected = page.locator(".hit.rejected")
-    expect(rejected).to_contain_text("invalid_amount", timeout=2_000)
+    expect(rejected).to_contain_text("invalid_amount")
     expect(rejected).to_contain_text("minor unit")
 
 
@@ -167,7 +167,7 @@ def test_live_keeps_the_newest_hits_only(page: Page, machine: Machine) -> None:
     for burst in range(3):
         for _ in range(8):
             mine.hit(event_token=f"burst{burst}")
-        expect(page.locator(".hit", has_text=f"burst{burst}")).to_have_count(8, timeout=8_000)
+        expect(page.locator(".hit", has_text=f"burst{burst}")).to_have_count(8)
     expect(page.locator(".hit")).to_have_count(12)
     expect(page.locator(".hit").first).to_contain_text("burst2")
 
@@ -620,7 +620,7 @@ def test_a_test_hit_tells_what_it_became(page: Page, javascript: bool, machine: 
         if recorded.is_visible():
             break
         page.get_by_role("main").get_by_role("link", name=re.compile("[Ss]ee|[Ll]ook")).first.click()
-    expect(recorded).to_be_visible(timeout=8_000)
+    expect(recorded).to_be_visible()
 
 
 def test_a_viewer_looks_and_changes_nothing(
@@ -690,7 +690,7 @@ def test_the_chart_follows_the_window_and_the_colour_scheme(page: Page, shop: Sh
     page.set_viewport_size({"width": 320, "height": 800})
     page.wait_for_timeout(400)
     # Asked in a way that ends: a page that hangs never evaluates anything.
-    box = canvas.bounding_box(timeout=5_000)
+    box = canvas.bounding_box()
     assert box is not None
     assert box["width"] <= 320
     page.emulate_media(color_scheme="dark")
