@@ -23,6 +23,7 @@ from server.event_store import EventStore
 from tenants import bulk
 from tenants.events import EVENT_COLUMNS, recent_events
 from tenants.identifiers import EMAIL_KIND, identifier_key, person_key
+from tenants.reports.filters import Filters
 from tenants.reports.people import people
 from tenants.reports.person import person
 from tenants.reports.segments import segment_of
@@ -107,6 +108,7 @@ async def _know(store: EventStore, app: App) -> list[UUID]:
 def _questions(app: App, store: EventStore, ids: list[UUID]) -> dict[str, Callable[[], Awaitable[Any]]]:
     listed = partial(people, app, store)
     cursors: dict[str, str | None] = {}
+    revenue = Filters().with_("category", "revenue")
 
     async def next_page() -> None:
         """A page further on each time."""
@@ -116,7 +118,7 @@ def _questions(app: App, store: EventStore, ids: list[UUID]) -> dict[str, Callab
     async def page_of_one() -> None:
         one = await person(app, store, random.choice(ids))
         await recent_events(app, store, persons=one.ids, limit=50)
-        await recent_events(app, store, persons=one.ids, category="revenue", limit=10)
+        await recent_events(app, store, persons=one.ids, filters=revenue, limit=10)
 
     async def found_by_address() -> None:
         await listed(text=f"reader{random.randrange(len(ids))}@")

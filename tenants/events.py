@@ -244,8 +244,6 @@ async def recent_events(
     app: App,
     store: Queries,
     *,
-    event_token: str | None = None,
-    category: str | None = None,
     persons: Sequence[UUID] = (),
     period: Period | None = None,
     filters: Filters = Filters(),  # noqa: B008 (frozen)
@@ -260,10 +258,6 @@ async def recent_events(
     where, values = filters.sql()
     if period:
         where += f" AND {within(period.start, period.end)}"
-    if event_token:
-        where, values = where + " AND event_token = {token:String}", values | {"token": event_token}
-    if category:
-        where, values = where + " AND category = {category:String}", values | {"category": category}
     if persons:
         where += " AND person_id IN {persons:Array(UUID)}"
         values["persons"] = [str(person) for person in persons]
@@ -298,10 +292,13 @@ async def recent_events(
     return page
 
 
-async def recent_rejections(app: App, store: Queries, *, limit: int = 100, cursor: str | None = None) -> Page:
+async def recent_rejections(
+    app: App, store: Queries, *, period: Period | None = None, limit: int = 100, cursor: str | None = None
+) -> Page:
     """The app's rejections as the API shows them. Raises InvalidValue for a made-up cursor."""
     columns = ("id", "category", "reason", "detail", "query")
-    page = await _newest(app, store, "rejections", columns, "", {}, limit, cursor)
+    where = f" AND {within(period.start, period.end, 'rejections')}" if period else ""
+    page = await _newest(app, store, "rejections", columns, where, {}, limit, cursor)
     page.rows = [
         {
             "id": row["id"],

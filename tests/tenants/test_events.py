@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import quote, urlencode
@@ -194,8 +195,8 @@ async def test_a_page_is_of_a_period_and_of_what_filters_leave(event_store: Even
     )
     await insert(event_store, *hits, row(shop, b"event_token=e&" + params({"plan": "pro"}), 3, NOW - 9 * 86_400_000))
     period = period_of({"period": "7d"}, "UTC", now + timedelta(seconds=1))
-    filters = filters_of([("params.plan", "pro")])
-    shown = await read(event_store, shop, period=period, filters=filters, event_token="e")
+    filters = filters_of([("params.plan", "pro"), ("event_token", "e")])
+    shown = await read(event_store, shop, period=period, filters=filters)
     assert [event["received_at"] for event in shown] == [timestamp(NOW), timestamp(NOW - 2 * 86_400_000)]
 
 
@@ -207,9 +208,14 @@ async def test_filters(event_store: EventStore) -> None:
         row(shop, b"event_token=b", 2),
         row(shop, b"event_token=a&amount=5", 3, category="revenue"),
     )
-    assert [e["amount"] for e in await read(event_store, shop, event_token="a")] == [5, None]
-    assert [e["event_token"] for e in await read(event_store, shop, category="event")] == ["b", "a"]
-    assert await read(event_store, shop, event_token="a' OR 1=1 --") == []
+
+    async def left(*pairs: tuple[str, str]) -> list[tuple[str, int | None]]:
+        found = await read(event_store, shop, filters=filters_of(pairs))
+        return [(event["event_token"], event["amount"]) for event in found]
+
+    assert await left(("event_token", "a")) == [("a", 5), ("a", None)]
+    assert await left(("category", "event")) == [("b", None), ("a", None)]
+    assert await left(("event_token", "a' OR 1=1 --")) == []
 
 
 async def test_rejections_read_back_with_their_query(event_store: EventStore) -> None:
@@ -222,6 +228,10 @@ async def test_rejections_read_back_with_their_query(event_store: EventStore) ->
     assert "25.00" in rejection["detail"]
     assert rejection["received_at"] == timestamp(now)
     assert (await recent_rejections(app(), event_store)).rows == []
+    today, yesterday = (period_of({"period": name}, "UTC", datetime.now(UTC)) for name in ("24h", "yesterday"))
+    later = replace(today, end=today.end + timedelta(seconds=1))
+    assert len((await recent_rejections(shop, event_store, period=later)).rows) == 1
+    assert (await recent_rejections(shop, event_store, period=replace(yesterday, end=later.start))).rows == []
 
 
 @pytest.mark.parametrize("cursor", ["x", "0", "AAAA", "é", "-" * 64, "AZAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "A" * 33])

@@ -8,6 +8,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import httpx
 import msgspec
@@ -16,7 +17,7 @@ from application import Site
 
 from server.event_store import EventStore
 from tenants import apps, keys
-from tenants.events import _after, event_row
+from tenants.events import _after, event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
 from tenants.tables import App, Tenant
 from web.api import people, personal_data, records, reports
@@ -171,6 +172,37 @@ async def test_filters(ours: Reader) -> None:
         assert sum((await ours.json("series", query))["series"]["events"]) == events, query
         assert (await ours.json("breakdown", f"field=event_token&{query}"))["breakdown"]["events"] == events, query
         assert (await ours.json("fields", query))["looked_at"] == events, query
+        assert len((await ours.json("events", query))["events"]) == events, query
+
+
+async def test_lists_are_of_a_period_or_of_all_that_is_kept(ours: Reader, event_store: EventStore) -> None:
+    """Without a period they are read on from page to page, however old what comes is."""
+    now = datetime.now(UTC)
+    for table, hit in (("events", b"event_token=old"), ("rejections", b"")):
+        rows: list[Any] = []
+        for number, days in enumerate((0, 3, 20) if table == "rejections" else (3, 20, 200)):
+            at = int((now - timedelta(days=days, minutes=1)).timestamp() * 1000)
+            found = decode("event", hit, "EUR", privacy=False)
+            if isinstance(found, Rejection):
+                rows.append(rejection_row(found, ours.app.id.int, at, uuid4().int, "event"))
+            else:
+                assert isinstance(found, Event)
+                rows.append(event_row(found, ours.app.id.int, at, uuid4().int, "event", number + 9, "", b"", b"", b""))
+        await event_store.insert(table, rows, uuid4().hex)
+
+    async def counts(query: str) -> list[int]:
+        return [len((await ours.json(name, query))[name]) for name in ("events", "rejections")]
+
+    day = (now - timedelta(days=20)).astimezone(ZoneInfo("Europe/Berlin")).date()
+    assert await counts("") == await counts("period=") == [8, 3]
+    assert await counts("period=7d") == [6, 2]
+    assert await counts("period=90d&limit=1000") == [7, 3]
+    assert await counts(f"from={day - timedelta(days=1)}&to={day + timedelta(days=1)}") == [1, 1]
+    assert len((await ours.json("events", "period=365d&event_token=old&event_token=view"))["events"]) == 5
+    first = await ours.json("events", "period=90d&event_token=old&limit=1")
+    second = await ours.json("events", f"period=90d&event_token=old&limit=1&cursor={first['next']}")
+    assert first["events"][0]["received_at"] > second["events"][0]["received_at"]
+    assert second["next"] is None
 
 
 REFUSED = [
@@ -189,6 +221,9 @@ REFUSED = [
     ("retention", "from=2020-01-01&interval=month", "from"),
     ("retention", f"return={'a' * 256}", "return"),
     ("events", "limit=0", "limit"),
+    ("events", "period=year", "period"),
+    ("events", "category=x", "category"),
+    ("rejections", "to=2026-01-01", "from"),
     ("events", "limit=many", "limit"),
     ("people", f"cursor={'a' * 65}", "cursor"),
     ("funnel", "step1=view", "step2"),

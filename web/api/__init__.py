@@ -20,6 +20,7 @@ api = Router(
         "app": Provide(provide_app),
         "store": Provide(provide_store, sync_to_thread=False),
         "when": Provide(reports.provide_period, sync_to_thread=False),
+        "during": Provide(reports.provide_span, sync_to_thread=False),
         "which": Provide(reports.provide_filters, sync_to_thread=False),
     },
     security=[{"API key": []}],

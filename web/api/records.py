@@ -1,17 +1,17 @@
 """The apps, and their single events and rejections, newest first."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 from litestar import get
-from litestar.params import Parameter
 
 from tenants.apps import list_apps
 from tenants.events import recent_events, recent_rejections
 from tenants.tokens import live_tokens
 from web.api.access import Cursor, GivenApp, GivenKey, GivenStore, Limit
+from web.api.reports import GivenFilters, GivenSpan
 
 
 class App(msgspec.Struct):
@@ -89,22 +89,22 @@ async def listed(key: GivenKey) -> Apps:
 async def events(
     app: GivenApp,
     store: GivenStore,
-    event_token: Annotated[str | None, Parameter(description="Only events with this token.")] = None,
-    category: Annotated[
-        Literal["event", "revenue"] | None, Parameter(description="Only events of this category.")
-    ] = None,
+    during: GivenSpan,
+    which: GivenFilters,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Events:
     """Recorded events, newest first. A hit can be read here within two seconds of its reply."""
-    page = await recent_events(app, store, event_token=event_token, category=category, limit=limit, cursor=cursor)
+    page = await recent_events(app, store, period=during, filters=which, limit=limit, cursor=cursor)
     return Events([Event(**row) for row in page.rows], page.next)
 
 
 @get("/apps/{app_token:str}/rejections", summary="Rejected hits", operation_id="rejections")
-async def rejections(app: GivenApp, store: GivenStore, limit: Limit = 100, cursor: Cursor = None) -> Rejections:
+async def rejections(
+    app: GivenApp, store: GivenStore, during: GivenSpan, limit: Limit = 100, cursor: Cursor = None
+) -> Rejections:
     """Hits that were not recorded, newest first, each with its reason and what to change."""
-    page = await recent_rejections(app, store, limit=limit, cursor=cursor)
+    page = await recent_rejections(app, store, period=during, limit=limit, cursor=cursor)
     return Rejections([Rejection(**row) for row in page.rows], page.next)
 
 

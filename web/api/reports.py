@@ -20,9 +20,11 @@ from tenants.reports.revenue import Revenue, RevenueSeries, revenue, revenue_ser
 from tenants.reports.series import Series, series
 from tenants.reports.totals import Totals, totals
 from tenants.reports.traffic import Traffic, traffic
+from tenants.tables import App
 from web.api.access import GivenApp, GivenStore
 
 GivenPeriod = NamedDependency[SkipValidation[Period]]
+GivenSpan = NamedDependency[SkipValidation[Period | None]]
 GivenFilters = NamedDependency[SkipValidation[Filters]]
 
 
@@ -50,24 +52,19 @@ def about(period: Period) -> About:
     return About(period.name, str(period.zone), period.start, period.end, period.interval, before)
 
 
+_FROM = QueryParameter(name="from", description="The first day, year-month-day in the app's time zone; from 2000 on.")
+_TO = Parameter(description="The last day, itself included. Today if it is left out. Ten years at most.")
+_PERIODS = (
+    "24h is the running hour and the 23 before it; 7d, 30d, 90d and 365d are today and the days before; month is this "
+    "calendar month so far, last_month the one before; custom goes by from and to. Without any of them it is "
+)
+
+
 def provide_period(
     app: GivenApp,
-    period: Annotated[
-        str | None,
-        Parameter(
-            description="24h is the running hour and the 23 before it; 7d, 30d, 90d and 365d are today and the days "
-            "before; month is this calendar month so far, last_month the one before; "
-            "custom goes by from and to. Without any of them it is 30d.",
-            schema_extra={"enum": NAMES},
-        ),
-    ] = None,
-    from_: Annotated[
-        str | None,
-        QueryParameter(name="from", description="The first day, year-month-day in the app's time zone; from 2000 on."),
-    ] = None,
-    to: Annotated[
-        str | None, Parameter(description="The last day, itself included. Today if it is left out. Ten years at most.")
-    ] = None,
+    period: Annotated[str | None, Parameter(description=f"{_PERIODS}30d.", schema_extra={"enum": NAMES})] = None,
+    from_: Annotated[str | None, _FROM] = None,
+    to: Annotated[str | None, _TO] = None,
     interval: Annotated[
         str | None,
         Parameter(
@@ -78,9 +75,25 @@ def provide_period(
     ] = None,
 ) -> Period:
     """The period that the query asks for."""
-    asked = {"period": period, "from": from_, "to": to, "interval": interval}
-    given = {name: value for name, value in asked.items() if value is not None}
-    return period_of(given, app.timezone, datetime.now(UTC))
+    return _period(app, period=period, to=to, interval=interval, **{"from": from_})
+
+
+def provide_span(
+    app: GivenApp,
+    period: Annotated[
+        str | None, Parameter(description=f"{_PERIODS}all that is kept.", schema_extra={"enum": NAMES})
+    ] = None,
+    from_: Annotated[str | None, _FROM] = None,
+    to: Annotated[str | None, _TO] = None,
+) -> Period | None:
+    """The period that the query asks for, None for no end to it."""
+    return _period(app, period=period, to=to, **{"from": from_}) if period or from_ or to else None
+
+
+def _period(app: App, **asked: str | None) -> Period:
+    return period_of(
+        {name: value for name, value in asked.items() if value is not None}, app.timezone, datetime.now(UTC)
+    )
 
 
 _ANY = "Given more than once, with any of them."

@@ -15,7 +15,7 @@ from tenants.currencies import MINOR_UNITS
 from tenants.deletions import going_since
 from tenants.errors import InvalidValue
 from tenants.events import recent_events
-from tenants.reports.filters import currency_of
+from tenants.reports.filters import Filters, currency_of
 from tenants.reports.people import SHOWN_PROPERTIES, People, Sort, people
 from tenants.reports.person import person, person_id_of
 from tenants.reports.segments import Condition, Did, Earned, Is, Segment, did, earned, is_, segment_of
@@ -33,6 +33,7 @@ SORTS: dict[Sort, str] = {
     "revenue": "Most revenue",
 }
 _ORDERS = 10
+_REVENUE = Filters().with_("category", "revenue")
 
 
 class PeopleView(msgspec.Struct, frozen=True):
@@ -177,7 +178,7 @@ async def person_page(request: AnyRequest, app: OurApp, person_id: FromPath[str]
     going = await going_since(app, of.id)
     cursor = request.query_params.get("cursor") or None
     timeline = await recent_events(app, store, persons=of.ids, limit=50, cursor=cursor)
-    orders = await recent_events(app, store, persons=of.ids, category="revenue", limit=_ORDERS)
+    orders = await recent_events(app, store, persons=of.ids, filters=_REVENUE, limit=_ORDERS)
     waiting = await waiting_since(app.id, of.ids)
     return await render(
         request,
