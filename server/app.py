@@ -7,7 +7,6 @@ import gc
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -35,6 +34,7 @@ from server.pixel import Pixel, Receive, Scope, Send, client_address
 from server.routes import Routes
 from server.settings import Settings
 from server.upkeep import keep_up
+from server.workers import stop_on_signals
 from tenants import event_ids
 from tenants.hits import Event, decode
 from tenants.tokens import Route, unscoped_used
@@ -248,7 +248,7 @@ class Role:
 
 
 async def run(settings: Settings, role: Role) -> None:
-    """Serve until SIGTERM or SIGINT. Raises CannotStart, DatabaseUnavailable or EventStoreUnavailable."""
+    """Serve until SIGTERM, SIGINT or SIGHUP. Raises CannotStart, DatabaseUnavailable or EventStoreUnavailable."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     connections = _allow_connections()
     if not role.parent:
@@ -311,8 +311,7 @@ async def run(settings: Settings, role: Role) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_exception)
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stop_on_signals(stopping)
     jobs = [routes.keep_fresh(), _keep_last_used(pixel), _each(0.1, limiter.sync), _each(1.0, journal.flush_limited)]
     if digest is not None:
         jobs.append(digest.run())

@@ -347,9 +347,10 @@ async def _digest(settings: Settings) -> None:
 
 def main() -> None:
     """The child: its settings are its environment's."""
-    # The parent decides when it ends: a signal to the whole group (Ctrl-C, systemd) must not cut off a batch.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The parent decides when it ends: a signal to the whole group (Ctrl-C, a closed terminal, systemd) must not cut off
+    # a batch.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
     settings = Settings.from_environment().prepare_data_dir()
     logs.set_up(settings.log_level, settings.log_format)

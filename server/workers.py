@@ -20,12 +20,19 @@ _AGAIN_SECONDS = 2.0
 _END_SECONDS = 8.0
 
 
+def stop_on_signals(stopping: asyncio.Event) -> None:
+    """Have SIGTERM, SIGINT and SIGHUP set this event; the last, of a closed terminal, unless `nohup` had it ignored."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+
+
 async def supervise(count: int, arguments: list[str], announcement: Awaitable[None]) -> int:
-    """Run `count` processes of this command with `arguments` until SIGTERM or SIGINT; returns the exit status."""
+    """Run `count` processes of this command with `arguments` until a signal ends it; returns the exit status."""
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stop_on_signals(stopping)
     announcing = asyncio.ensure_future(announcement)
     results = await asyncio.gather(*(_keep_running(index, arguments, stopping) for index in range(count)))
     announcing.cancel()

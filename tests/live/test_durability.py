@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 from machine import ONEPX, SOON, App, Client, Load, Machine, Process, alive, wait_until
 
 ROUNDS = 20
@@ -142,21 +143,34 @@ def test_sigterm_under_load_loses_nothing_and_ends_within_five_seconds(machine: 
     assert_exactly_once(machine, loads)
 
 
-def test_what_was_asked_before_sigterm_is_answered(machine: Machine, shop: App) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_what_was_asked_before_the_end_is_answered(machine: Machine, shop: App, number: signal.Signals) -> None:
     process = machine.start()
     clients = [Client(process.port) for _ in range(50)]
     for client in clients:
         assert client.send(shop.target("event_token=first")).status == 200
     # All requests are on the server's sockets before it hears of the end.
-    for number, client in enumerate(clients):
-        client.begin(shop.target(f"event_token=last&params=%7B%22n%22%3A%22{number}%22%7D"))
+    for n, client in enumerate(clients):
+        client.begin(shop.target(f"event_token=last&params=%7B%22n%22%3A%22{n}%22%7D"))
     time.sleep(0.05)
-    process.signal(signal.SIGTERM)
+    process.signal(number)
     assert [client.finish().status for client in clients] == [200] * len(clients)
     assert process.wait(5.0) == 0
     machine.start()
     stop_when_digested(machine)
     assert sorted(stored_names(machine)) == sorted(["", *map(str, range(len(clients)))])
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_started(machine: Machine, shop: App) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is started inherits it
+    try:
+        process = machine.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.signal(signal.SIGHUP)
+    shop.hit("event_token=still")
+    wait_until(shop.events, DIGEST_SECONDS)
+    assert process.stop() == 0
 
 
 def test_what_a_failing_disk_took_of_the_event_store_is_told(machine: Machine, shop: App) -> None:
