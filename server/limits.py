@@ -140,7 +140,9 @@ class Limiter:
             if newest < when <= now:
                 newest = when
                 since = bucket.own + bucket.others - admitted
-                bucket.tokens = min(float(burst), tokens + (now - when) * rate - since)
+                # Never far below none: a view from before the machine was restarted is taken for a new one, once it
+                # has run for as long again, and all that was admitted since is no debt.
+                bucket.tokens = min(float(burst), max(0.0, tokens + (now - when) * rate - since))
         self._publish(bucket)
         self._buckets[tenant_id] = bucket
         return bucket

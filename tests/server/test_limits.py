@@ -1,4 +1,5 @@
 """Token buckets: a tenant's rate and burst, in one process and in several."""
+# pyright: reportPrivateUsage=false
 
 import errno
 import json
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.limits import PROCESSES, Limiter
+from server.limits import _CELL, PROCESSES, Limiter
 
 TENANT = 3
 
@@ -148,6 +149,24 @@ def test_after_the_machine_was_restarted_the_bucket_is_full(tmp_path: Path, cloc
     limiter.close()
 
 
+def test_a_view_from_before_the_restart_empties_the_bucket_at_worst(tmp_path: Path, clock: Clock) -> None:
+    """Of a process that did not come back: once the machine has run as long again, its view is the newest one."""
+    limiter = Limiter(tmp_path)
+    assert admitted(limiter, 200, rate=1, burst=100) == 100
+    clock.now += 1_000_000
+    assert admitted(limiter, 200_000, rate=1, burst=200_000) == 200_000
+    limiter.close()
+    with (tmp_path / "limits").open("r+b") as file:
+        file.seek((TENANT * PROCESSES + 1) * _CELL.size)
+        file.write(_CELL.pack(0, 0, 100.0, clock.now + 1))
+    clock.now += 11
+    limiter = Limiter(tmp_path)
+    assert admitted(limiter, 200, rate=1, burst=100) == 0
+    clock.now += 5
+    assert admitted(limiter, 200, rate=1, burst=100) == 5
+    limiter.close()
+
+
 def test_the_file_grows_with_the_tenants_and_stays_sparse(tmp_path: Path, clock: Clock) -> None:
     limiter = Limiter(tmp_path)
     assert admitted(limiter, 20, rate=1, burst=10, tenant=1) == 10
@@ -183,7 +202,7 @@ def test_on_a_full_disk_a_tenant_never_met_is_an_error_and_no_death(tmp_path: Pa
 _FILL_AND_TAKE = """
 import json, os, sys
 from pathlib import Path
-from server.limits import Limiter
+from server.limits import _CELL, PROCESSES, Limiter
 
 def take(tenant):
     try:
@@ -236,7 +255,7 @@ def test_more_processes_than_there_are_cells_are_refused(tmp_path: Path) -> None
 _WORK = """
 import json, sys, time
 from pathlib import Path
-from server.limits import Limiter
+from server.limits import _CELL, PROCESSES, Limiter
 
 limiter = Limiter(Path(sys.argv[1]))
 print("ready", flush=True)
@@ -414,7 +433,7 @@ def test_two_processes_that_meet_a_tenant_at_once_grant_one_burst(tmp_path: Path
 _STREAM = """
 import json, os, sys, time
 from pathlib import Path
-from server.limits import Limiter
+from server.limits import _CELL, PROCESSES, Limiter
 
 folder, rate, burst, speed = json.loads(sys.argv[1])
 tally = os.open(Path(folder) / "tally", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -489,7 +508,7 @@ def test_over_three_seconds_at_five_times_the_rate(tmp_path: Path, second: float
 _GROW = """
 import random, sys
 from pathlib import Path
-from server.limits import Limiter
+from server.limits import _CELL, PROCESSES, Limiter
 
 limiter = Limiter(Path(sys.argv[1]))
 print("ready", flush=True)
