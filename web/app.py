@@ -135,6 +135,8 @@ class _ReferencePage(OpenAPIRenderPlugin):
 
 
 def _indented(example: Any) -> str:
+    if isinstance(example, str):  # a file's
+        return example
     return msgspec.json.format(msgspec.json.encode(example), indent=2).decode()
 
 

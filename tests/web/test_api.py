@@ -2,7 +2,9 @@
 # The reference is checked as the JSON it is.
 # pyright: reportPrivateUsage=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import csv
 import html
+import io
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -204,6 +206,17 @@ async def test_lists_are_of_a_period_or_of_all_that_is_kept(ours: Reader, event_
     assert first["events"][0]["received_at"] > second["events"][0]["received_at"]
     assert second["next"] is None
 
+    async def exported(query: str) -> list[dict[str, str]]:
+        return list(csv.DictReader(io.StringIO((await ours.get("export", query)).text)))
+
+    assert [row["event_token"] for row in await exported("")] == ["old"] * 3 + ["view", "view", "signup", "buy", "buy"]
+    assert [row["event_token"] for row in await exported("period=90d&event_token=old")] == ["old"] * 2
+    assert (await exported("category=revenue&currency=EUR"))[0]["amount_decimal"] == "10.00"
+    whole, month = await ours.get("export"), await ours.get("export", "period=30d&format=parquet")
+    assert whole.headers["content-disposition"] == 'attachment; filename="shop.csv"'
+    assert re.search(r'filename="shop-\d{4}-.*\.parquet"', month.headers["content-disposition"])
+    assert month.content[:4] == month.content[-4:] == b"PAR1"
+
 
 REFUSED = [
     ("totals", "period=year", "period"),
@@ -224,6 +237,8 @@ REFUSED = [
     ("events", "period=year", "period"),
     ("events", "category=x", "category"),
     ("rejections", "to=2026-01-01", "from"),
+    ("export", "format=xlsx", "format"),
+    ("export", "params..a=x", "params..a"),
     ("events", "limit=many", "limit"),
     ("people", f"cursor={'a' * 65}", "cursor"),
     ("funnel", "step1=view", "step2"),
@@ -269,7 +284,7 @@ async def test_hostile_queries_are_answered(ours: Reader) -> None:
 
 async def test_every_route_asks_whose_key_it_is(ours: Reader, site: Site, bob: Tenant) -> None:
     theirs = await reader(site, bob)
-    for report in REPORTS:
+    for report in (*REPORTS, "events", "rejections", "export"):
         assert (await ours.get(report, Authorization="")).status_code == 401
         assert (await ours.get(report, Authorization="Bearer onepx_wrong")).status_code == 401
         query = "field=event_token&step1=view&step2=buy"
@@ -298,7 +313,7 @@ def test_examples_are_answers() -> None:
     names += ("export_person", "delete_person", "deletions")
     parts = (*records.ANSWERS, *people.ANSWERS, *reports.ANSWERS, *personal_data.ANSWERS)
     answers: dict[str, Any] = dict(zip(names, parts, strict=True))
-    assert EXAMPLES.keys() == answers.keys()
+    assert EXAMPLES.keys() == {*answers, "export_events"}
     for name, answer in answers.items():
         text = json.dumps(EXAMPLES[name])
         parsed = msgspec.json.decode(text, type=answer)
@@ -308,6 +323,13 @@ def test_examples_are_answers() -> None:
     meant = decode(rejection["category"], rejection["query"].encode(), "EUR", privacy=False)
     assert isinstance(meant, Rejection)
     assert (meant.reason, meant.detail) == (rejection["reason"], rejection["detail"])
+
+
+async def test_the_example_of_a_file_has_the_columns_there_are(ours: Reader) -> None:
+    (row,) = csv.DictReader(io.StringIO(EXAMPLES["export_events"]))
+    assert list(row) == next(csv.reader(io.StringIO((await ours.get("export")).text)))
+    event = EXAMPLES["events"]["events"][0]
+    assert (row["id"], row["amount"], row["person_id"]) == (event["id"], str(event["amount"]), event["person_id"])
 
 
 async def test_the_reference_is_made_once_for_everybody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,6 +367,8 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     ):
         content = document["paths"][f"/api/v1/apps/{{app_token}}/{tail}"]["get"]["responses"]["200"]["content"]
         assert content["application/json"]["example"] == EXAMPLES[name]
+    file = document["paths"]["/api/v1/apps/{app_token}/export"]["get"]["responses"]["200"]["content"]
+    assert file["text/csv"]["example"] == EXAMPLES["export_events"]
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     shown = [operation["operationId"] for operation in operations if '"example"' in json.dumps(operation["responses"])]
     assert sorted(shown) == sorted(EXAMPLES), "every operation has one"

@@ -65,5 +65,5 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
                 operation["responses"][status] = {"description": description, "content": content}
             if example := EXAMPLES.get(operation["operationId"]):
                 done = next(answer for status, answer in operation["responses"].items() if status in ("200", "202"))
-                done["content"]["application/json"]["example"] = example
+                next(iter(done["content"].values()))["example"] = example
     return schema

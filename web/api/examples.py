@@ -70,6 +70,13 @@ EXAMPLES: dict[str, Any] = {
         ],
         "next": "AAABof4y2CQBof4y2CR9GIxVepCz4fJk",
     },
+    "export_events": (
+        '"received_at","id","category","event_token","amount","amount_decimal","currency","event_id","params","person_id",'
+        '"email","uuid","fbid","warnings","referrer_host","user_agent"\n'
+        '"2026-11-21T13:02:19.310Z","01a1fe33-54ae-7c41-9a10-2f6b8d0c4e71","revenue","purchase",2500,"25.00","EUR",'
+        '"order-3571","{""plan"":""pro"",""items"":2}","6b1f0c52-93a7-4f0e-8d4c-1c2e7f9a5b38",,,,"","shop.example",'
+        '"Mozilla/5.0 (X11; Linux x86_64)"\n'
+    ),
     "rejections": {
         "rejections": [
             {

@@ -1,17 +1,22 @@
 """The apps, and their single events and rejections, newest first."""
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from litestar import get
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import Parameter
+from litestar.response import Stream
 
 from tenants.apps import list_apps
 from tenants.events import recent_events, recent_rejections
+from tenants.exports import Format
 from tenants.tokens import live_tokens
 from web.api.access import Cursor, GivenApp, GivenKey, GivenStore, Limit
 from web.api.reports import GivenFilters, GivenSpan
+from web.downloads import events_file
 
 
 class App(msgspec.Struct):
@@ -108,5 +113,26 @@ async def rejections(
     return Rejections([Rejection(**row) for row in page.rows], page.next)
 
 
-handlers = [listed, events, rejections]
+@get(
+    "/apps/{app_token:str}/export",
+    summary="Export events",
+    operation_id="export_events",
+    responses={200: ResponseSpec(str, description="The file", media_type="text/csv", generate_examples=False)},
+)
+async def export(
+    app: GivenApp,
+    store: GivenStore,
+    during: GivenSpan,
+    which: GivenFilters,
+    format: Annotated[Format, Parameter(description="Of the file.")] = "csv",
+) -> Stream:
+    """Events as a CSV or Parquet file of any size, oldest first, sent while it is read.
+
+    In CSV a text that a spreadsheet would take for a formula has an apostrophe before it. A connection that ends
+    before its last chunk means that the file is not whole.
+    """
+    return await events_file(app, store, during, which, format)
+
+
+handlers = [listed, events, rejections, export]
 ANSWERS = (Apps, Events, Rejections)

@@ -18,9 +18,9 @@ from tenants.facebook import facebook_app_id
 from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is, Segment, did, earned, is_, segment_of
 from tenants.tables import App, Audience
 from tenants.typed_money import read_money
+from web.downloads import plain
 from web.forms import text
 from web.guards import AnyRequest, Member, OurApp, Viewer
-from web.pages.exports import plain
 from web.pages.people import in_words
 from web.rendering import NOTICES, go, plain_money, render
 
