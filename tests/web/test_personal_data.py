@@ -10,7 +10,7 @@ import pytest
 from application import Site
 
 from server.event_store import EventStore
-from tenants import apps, keys
+from tenants import apps, audiences, keys
 from tenants.access_tokens import WaitingToken, keep
 from tenants.deletions import delete_person, list_deletions
 from tenants.events import event_row
@@ -18,6 +18,7 @@ from tenants.hits import Event, decode
 from tenants.identifiers import known, person_key
 from tenants.identities import Sighting
 from tenants.people import identify
+from tenants.reports.segments import Segment
 from tenants.secrets import SecretKey
 from tenants.tables import App, Deletion, Person, Tenant
 from web.api.examples import EXAMPLES
@@ -126,6 +127,16 @@ async def test_an_export_of_many_events_is_whole(owner: httpx.AsyncClient, shop:
     assert found["person"]["known_at"] is None
     assert [event["event_token"] for event in found["events"]] == [str(n) for n in reversed(range(count))]
     assert {event["params"]["a"] for event in found["events"]} == {"\n},{"}
+
+
+async def test_who_is_in_audiences_at_meta_is_to_be_taken_out_there(
+    member: httpx.AsyncClient, shop: App, ann: UUID
+) -> None:
+    address, says = f"/apps/{shop.id}/people/{ann}/delete", "take them out of your Custom Audience there"
+    assert says not in (await member.get(address)).text
+    await audiences.create(shop, SecretKey("s" * 32, "t"), "All", "12", "EAAB" * 8, Segment(), False, datetime.now(UTC))
+    assert says in (await member.get(address)).text
+    assert says not in (await member.get(f"/apps/{shop.id}/people/{uuid4()}/delete")).text
 
 
 async def test_a_person_is_deleted_once_it_was_typed_who(

@@ -103,7 +103,7 @@ async def export(app: GivenApp, store: GivenStore, person_id: PersonId) -> Strea
 async def remove(app: GivenApp, store: GivenStore, key: GivenKey, person_id: PersonId) -> Receipt:
     """Delete one person everywhere, with a key that may delete people. They are nobody at once; their events go within
     minutes, and the receipt has `done_at` when the last of it is off the disk. Hits that came before bring nobody back,
-    whenever they are digested.
+    whenever they are digested. Meta keeps whom it was sent of an audience: take them out there.
     """
     if not key.may_delete:
         raise PermissionDeniedException("This API key only reads. Make one that may delete people, too.")

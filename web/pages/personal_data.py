@@ -7,6 +7,7 @@ from litestar import Response, get, post
 from litestar.params import FromPath
 from litestar.response import Stream
 
+from tenants.audiences import list_audiences
 from tenants.deletions import delete_person, find_person, going_since
 from tenants.errors import Busy
 from tenants.identifiers import Known, known
@@ -56,6 +57,7 @@ async def _ask(request: AnyRequest, app: App, person: UUID, status: int = 200, t
         tab="people",
         person=person,
         known=found,
+        audiences=await list_audiences(app) if found else [],
         sure=_to_type(found),
         typed=typed,
         errors=errors,
