@@ -79,6 +79,13 @@ class Routes:
     async def _update(self) -> None:
         async with asyncio.timeout(_QUERY_SECONDS):
             changed = await unscoped_routes(self.revision)
+        if changed and changed[0].revision <= self.revision:
+            # A database that lost its newest changes, as in a failover to a copy that was behind, gives these numbers
+            # once more: what is new would not be heard of.
+            log.warning("control database is one from before; all tokens are read again")
+            self.revision = 0
+            for known in (self.by_token, self.by_app, self._app_of):
+                known.clear()
         for route in changed:
             self.revision = max(self.revision, route.revision)
             self.by_token.pop(route.token, None)

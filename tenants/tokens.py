@@ -19,6 +19,7 @@ from typing import Literal
 from uuid import UUID
 
 import msgspec
+from piccolo.columns.combination import WhereRaw
 
 from tenants.errors import InvalidValue, NotFound
 from tenants.tables import App, AppToken, Revision, Tenant, transaction
@@ -135,7 +136,11 @@ async def find_of_app(app: App, token: str) -> AppToken:
 
 
 async def unscoped_routes(after_revision: int) -> list[Route]:
-    """Every token stamped after `after_revision` (0: all), in the order of their revisions."""
+    """Every token stamped after `after_revision` (0: all), in the order of their revisions.
+
+    All there are where none was ever stamped so late: this is not the database, as it was, that the number is from.
+    """
+    after = "(SELECT CASE WHEN max(n) < {} THEN 0 ELSE CAST({} AS BIGINT) END FROM revision)"
     rows = (
         await AppToken.select(
             AppToken.token,
@@ -149,7 +154,7 @@ async def unscoped_routes(after_revision: int) -> list[Route]:
             AppToken.app._.tenant._.rate.as_alias("rate"),
             AppToken.app._.tenant._.burst.as_alias("burst"),
         )
-        .where(AppToken.revision > after_revision)
+        .where(WhereRaw(f"app_token.revision > {after}", after_revision, after_revision))
         .order_by(AppToken.revision)
     )
     return [

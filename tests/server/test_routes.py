@@ -16,7 +16,7 @@ from server import routes as module
 from server.database import Database
 from server.routes import Routes
 from tenants import accounts, apps, tokens
-from tenants.tables import Tenant
+from tenants.tables import AppToken, Revision, Tenant
 from tenants.tokens import Route
 
 APP = UUID(int=7)
@@ -322,6 +322,28 @@ async def test_changes_in_the_real_database_arrive_with_the_next_refresh(databas
     await apps.delete_app(app)
     await routes.refresh()
     assert (routes.by_token, routes.by_app) == ({}, {})
+
+
+async def test_after_a_failover_that_lost_changes_all_tokens_are_read_again(database: Database, alice: Tenant) -> None:
+    kept, token = await apps.create_app(alice, "Shop")
+    (before,) = await Revision.select()
+    _, lost = await apps.create_app(alice, "Blog")
+    await accounts.set_limit(alice, 5, 50)
+    routes = Routes()
+    await routes.refresh()
+    assert await routes.find(lost) is not None
+    # What takes over is a copy from before: what was changed since never was.
+    await AppToken.delete().where(AppToken.token == lost)
+    await Revision.update({Revision.n: before["n"]}).where(Revision.id == 1)
+    await AppToken.update({AppToken.revision: before["n"]}).where(AppToken.token == token)
+
+    other = await tokens.issue(kept)
+    assert await routes.find(other) is not None
+    assert routes.by_token.keys() == {token, other}
+    assert routes.by_app.keys() == {kept.id.bytes}
+    await tokens.revoke(alice, other)
+    await routes.refresh()
+    assert routes.by_token.keys() == {token}
 
 
 async def test_a_deleted_tenants_tokens_end_with_the_next_refresh(database: Database, alice: Tenant) -> None:
