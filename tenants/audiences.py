@@ -80,8 +80,11 @@ async def change(
     segment: Segment,
     daily: bool,
     now: datetime,
-) -> None:
-    """Keep all this; an empty token leaves the one there is. Raises InvalidValue, or NotFound when it is gone."""
+) -> bool:
+    """Keep all this; an empty token leaves the one there is. Whether a run that goes on begins anew by it.
+
+    Raises InvalidValue, or NotFound when it is gone.
+    """
     values: dict[Any, Any] = {
         Audience.name: clean_name(name),
         Audience.audience_id: _clean_audience_id(audience_id),
@@ -91,9 +94,32 @@ async def change(
         values[Audience.sealed_token] = key.encrypt(_clean_token(token), _place(app))
     if daily != bool(audience.daily_at):
         values[Audience.daily_at] = now if daily else None
-    changed = Audience.update(values).where(Audience.id == audience.id, Audience.app == app.id)
-    if not await changed.returning(Audience.id):
-        raise NotFound
+    into = (Audience.audience_id, Audience.segment)
+    async with transaction():
+        was = await Audience.select(*into).where(Audience.id == audience.id, Audience.app == app.id).first()
+        if was is None:
+            raise NotFound
+        await Audience.update(values).where(Audience.id == audience.id)
+        if [was["audience_id"], was["segment"]] == [values[column] for column in into]:
+            return False
+        return await _begin_anew(audience, now)
+
+
+async def _begin_anew(audience: Audience, now: datetime) -> bool:
+    """Have a run that goes on begin with its first person: those before went elsewhere. Whoever has it loses it."""
+    values: dict[Any, Any] = {
+        AudienceRun.due_at: _milliseconds(now),
+        AudienceRun.session: _new_session(),
+        AudienceRun.after: None,
+        AudienceRun.batches: 0,
+        AudienceRun.people: 0,
+        AudienceRun.sent: 0,
+        AudienceRun.received: 0,
+        AudienceRun.invalid: 0,
+        AudienceRun.error: "",
+    }
+    going = AudienceRun.update(values).where(AudienceRun.audience == audience.id, AudienceRun.due_at.is_not_null())
+    return bool(await going.returning(AudienceRun.id))
 
 
 async def list_audiences(app: App) -> list[Audience]:
@@ -149,16 +175,20 @@ async def request_run(audience: Audience, now: datetime) -> bool:
 
 
 async def _add_run(audience: int, now: datetime) -> bool:
-    # Meta's sessions have 64 bits, JSON's numbers 53.
     added = await AudienceRun.raw(
         "INSERT INTO audience_run (audience, requested_at, due_at, session) VALUES ({}, {}, {}, {}) "
         "ON CONFLICT DO NOTHING RETURNING id",
         audience,
         now,
         _milliseconds(now),
-        secrets.randbits(53),
+        _new_session(),
     )
     return bool(added)
+
+
+def _new_session() -> int:
+    # Meta's sessions have 64 bits, JSON's numbers 53.
+    return secrets.randbits(53)
 
 
 async def unscoped_any() -> bool:

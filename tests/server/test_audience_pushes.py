@@ -336,6 +336,51 @@ async def test_a_run_waits_and_goes_on_where_it_was(
     assert (run.people, run.sent, run.error, bool(run.finished_at)) == (25, 25, "", True)
 
 
+@pytest.mark.parametrize("segment", [EVERYBODY, segment_of([("did", "purchase")])])
+async def test_a_run_that_waits_begins_anew_where_its_audience_is_another_by_then(
+    graph: GraphStandIn, pusher: AudiencePusher, event_store: EventStore, shop: App, segment: Segment
+) -> None:
+    wanted = await people(shop, 25)
+    for n in range(25):
+        await hit(event_store, shop, UUID(int=n + 1), "purchase")
+    graph.next("users", Answer(), Answer(status=500))
+    audience = await audience_of(shop)
+    run = await push(pusher, audience)
+    assert (run.sent, bool(run.finished_at)) == (10, False)
+    changed: dict[str, Any] = {"name": "VIP", "token": "", "daily": False, "now": NOW}
+    assert not await audiences.change(shop, KEY, audience, audience_id="123456", segment=EVERYBODY, **changed)
+    assert (await audiences.runs(audience))[0].sent == 10
+    to = "123456" if segment else "99"
+    assert await audiences.change(shop, KEY, audience, audience_id=to, segment=segment, **changed)
+    graph.audiences.clear()
+    run = await go_on(pusher, audience, NOW + timedelta(minutes=1))
+    assert [row[0] for row in graph.audiences[to]] == wanted
+    assert (run.people, run.sent, run.batches, run.error, bool(run.finished_at)) == (25, 25, 3, "", True)
+    assert [each.session["batch_seq"] for each in graph.asked] == [1, 2, 1, 2, 3]
+    assert len({each.session["session_id"] for each in graph.asked}) == 2
+
+
+async def test_a_run_under_way_begins_anew_where_its_audience_is_another_by_then(
+    graph: GraphStandIn, pusher: AudiencePusher, shop: App
+) -> None:
+    wanted = await people(shop, 25)
+    audience = await audience_of(shop)
+    await audiences.request_run(audience, NOW)
+    graph.going.clear()
+    working = asyncio.create_task(pusher.work(NOW))
+    while not graph.count("users"):  # noqa: ASYNC110 (nothing tells)
+        await asyncio.sleep(0.005)
+    await audiences.change(
+        shop, KEY, audience, name="VIP", audience_id="99", token="", segment=EVERYBODY, daily=False, now=NOW
+    )
+    graph.going.set()
+    await working
+    assert len(graph.audiences["123456"]) == 10
+    run = await go_on(pusher, audience, NOW)
+    assert [row[0] for row in graph.audiences["99"]] == wanted
+    assert (run.people, run.sent, run.batches, bool(run.finished_at)) == (25, 25, 3, True)
+
+
 async def test_a_wait_is_counted_from_the_answer_of_a_long_run(
     graph: GraphStandIn, pusher: AudiencePusher, shop: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:

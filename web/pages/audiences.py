@@ -28,6 +28,7 @@ NOTICES.update(
     {
         "audience-made": "The audience is there. Push it, or download it.",
         "audience-saved": "Saved. It counts from the next push on.",
+        "audience-anew": "Saved. The push that was going on begins anew with it.",
         "audience-removed": "The audience is removed here. Who is in it at Meta stays there.",
         "audience-pushed": "It is being pushed.",
         "audience-running": "It is being pushed already.",
@@ -240,10 +241,10 @@ async def change(request: AnyRequest, member: Member, app: OurApp, audience_id: 
     token = text(form, "audience_token")
     now = datetime.now(UTC)
     try:
-        await audiences.change(app, key, audience, token=token, segment=_segment(rows), now=now, **typed)
+        anew = await audiences.change(app, key, audience, token=token, segment=_segment(rows), now=now, **typed)
     except InvalidValue as error:
         return await _form(request, app, audience, typed, rows, error)
-    return go(f"/apps/{app.id}/audiences/{audience.id}", "audience-saved")
+    return go(f"/apps/{app.id}/audiences/{audience.id}", "audience-anew" if anew else "audience-saved")
 
 
 @post("/apps/{app_id:str}/audiences/{audience_id:int}/push")
