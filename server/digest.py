@@ -60,7 +60,7 @@ from tenants.hits import Category, Event, Rejection, decode, holds_access_token,
 from tenants.identities import Sighting
 from tenants.people import Memory
 from tenants.secrets import SecretKey
-from tenants.tokens import Route
+from tenants.tokens import Route, unscoped_first_issued
 
 log = structlog.get_logger()
 
@@ -621,12 +621,15 @@ class Digester:
         if found.unknown:
             # A hit accepted by another process may be of an app made since this one last looked.
             await self._routes.refresh()
-            if not self._routes.revision:
-                # The tokens of deleted apps are kept: this is another database, or an emptied one.
-                raise Unavailable("the control database never had an app, but the journal holds hits of some")
             if revision != self._routes.revision:
                 found = understand(batch.hits, self._routes.by_app, self._decode)
             if found.unknown:
+                first = await _first_issued()
+                # A segment begins with a hit of some app, so this is another database, or one that was begun anew.
+                if first == math.inf or any(int(segment.partition("-")[0]) < first for segment, *_ in batch.ranges):
+                    raise Unavailable(
+                        "the control database had no app yet when the journal was begun; is ONEPX_DATABASE_URL right?"
+                    )
                 log.info("hits of deleted apps dropped", apps=len(found.unknown))
         return found
 
@@ -790,14 +793,14 @@ class Digester:
             return
         await self._routes.refresh()
         apps = self._routes.by_app
-        if not self._routes.revision:  # as in _understand: it may be the wrong database
-            return
+        # As in _understand: it may be the wrong database.
+        first = await _first_issued()
         forgotten, deletions = await unscoped_forgotten(oldest), await unscoped_last_deletions(oldest)
 
         def gone(hit: Hit) -> bool:
             route = apps.get(hit.app_id)
             if route is None:
-                return True
+                return hit.received_at >= first
             try:
                 found = self._decode(CATEGORIES[hit.category], hit.query, route.currency, hit.privacy)
             except Exception:
@@ -812,6 +815,12 @@ class Digester:
 
         if count := state.forget_hits(gone):
             log.info("set-aside hits of deleted apps and persons removed", hits=count)
+
+
+async def _first_issued() -> float:
+    """When the control database's first token was issued, in ms; never is infinite."""
+    first = await unscoped_first_issued()
+    return math.inf if first is None else int(first.timestamp() * 1000)
 
 
 def _is_large(batch: Batch) -> bool:

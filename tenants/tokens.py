@@ -174,6 +174,12 @@ async def unscoped_routes(after_revision: int) -> list[Route]:
     ]
 
 
+async def unscoped_first_issued() -> datetime | None:
+    """When the first token was issued that there ever was, None for none: their rows are kept for good."""
+    first = await AppToken.select(AppToken.created_at).order_by(AppToken.created_at).first()
+    return first["created_at"] if first else None
+
+
 async def unscoped_used(used: Mapping[str, float]) -> None:
     """Remember when tokens were last used (Unix seconds), of whatever tenants. Time only goes forward."""
     # A statement a second of use: after a quiet minute with many tokens that is as many as there were seconds.

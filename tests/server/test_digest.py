@@ -49,6 +49,7 @@ from tenants.events import COLUMNS, OUTCOMES, Row
 from tenants.hits import Category, Event, Rejection, decode
 from tenants.identifiers import owner_of
 from tenants.secrets import SecretKey
+from tenants.showcase import showcase
 from tenants.tables import AccessToken, AppToken, Tenant, TokenSender
 from tenants.tokens import Route
 
@@ -939,12 +940,40 @@ async def test_an_emptied_control_database_makes_hits_wait(shop: Shop, alice: Te
     shop.routes.revision = 0
     async with shop.digesting() as digester:
         await until(lambda: len(shop.heard.troubles) >= 4)
-        assert "never had an app" in (digester.figures.trouble or "")
+        assert "had no app yet" in (digester.figures.trouble or "")
         assert path.exists()
         # The database is back.
         await AppToken.insert(*(AppToken(**token) for token in tokens))
         await until(shop.empty)
     assert shop.store.events() == ["a"]
+
+
+async def test_a_control_database_begun_anew_makes_hits_wait(shop: Shop, alice: Tenant) -> None:
+    shop.journal("event_token=poison")
+    await shop.digest(poisoned)
+    tokens = await AppToken.select()
+    await AppToken.delete(force=True)
+    shop.routes.by_app.clear()
+    # Somebody opens the first page, which makes the app of its snippet.
+    await showcase()
+    async with shop.digesting():
+        await asyncio.sleep(0.3)
+    assert len(shop.aside()) == 1
+    path = shop.journal("event_token=a")
+    # Written before.
+    path = path.rename(path.with_name(f"{shop.received_at:014d}{path.name[14:]}"))
+    async with shop.digesting() as digester:
+        await until(lambda: len(list(filter(None, shop.heard.troubles))) >= 2)
+        assert "had no app yet" in (digester.figures.trouble or "")
+        assert path.exists()
+        # The database is back.
+        await AppToken.delete(force=True)
+        await AppToken.insert(*(AppToken(**token) for token in tokens))
+        shop.routes.revision = 0
+        await until(shop.empty)
+        assert shop.retry() == 1
+        await until(lambda: not shop.aside())
+    assert shop.store.events() == ["a", "poison"]
 
 
 @pytest.mark.parametrize("table", ["events", "rejections", "traffic"])
