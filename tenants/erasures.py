@@ -134,11 +134,16 @@ async def unscoped_expire(store: Store, now: datetime) -> None:
     """
     apps = await App.select(App.id, App.retention_days).where(App.retention_days.is_not_null()).order_by(App.id)
     for start in range(0, len(apps), _APPS_AT_ONCE):
-        by_days: dict[int, list[str]] = {}
+        by_days: dict[int, list[UUID]] = {}
         for app in apps[start : start + _APPS_AT_ONCE]:
-            by_days.setdefault(app["retention_days"], []).append(f"'{app['id']}'")
+            by_days.setdefault(app["retention_days"], []).append(app["id"])
+        for days, ids in by_days.items():
+            # Before it begins: kept for longer from tomorrow on, they are not there again.
+            since = kept_since(days, now)
+            later = App.expired_before.is_null() | (App.expired_before < since)
+            await App.update({App.expired_before: since}).where(App.id.is_in(ids), later)
         old = " OR ".join(
-            f"app_id IN ({', '.join(ids)}) AND received_at < "
+            "app_id IN ('" + "', '".join(map(str, ids)) + "') AND received_at < "
             f"fromUnixTimestamp64Milli({int(kept_since(days, now).timestamp())}000, 'UTC')"
             for days, ids in sorted(by_days.items())
         )

@@ -78,6 +78,8 @@ class App(Table):
     honour_privacy_signals = Boolean(default=True)
     # How long events and rejections are kept, in days; None is for ever.
     retention_days = Integer(null=True, default=None)
+    # What came before was deleted as too old, however long they are kept by now; None where nothing ever was.
+    expired_before = Timestamptz(null=True, default=None)
     created_at = Timestamptz()
 
 

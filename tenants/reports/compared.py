@@ -18,9 +18,11 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 def kept_from(app: App) -> datetime | None:
-    """From when on the app's events are all there; None where they are kept for ever."""
+    """From when on the app's events are all there; None where they are kept for ever, and always were."""
     days = cast("int | None", app.retention_days)
-    return None if days is None else kept_since(days, datetime.now(UTC))
+    expired = cast("datetime | None", app.expired_before)
+    since = None if days is None else kept_since(days, datetime.now(UTC))
+    return max((each for each in (since, expired) if each is not None), default=None)
 
 
 def has_before(app: App, period: Period) -> bool:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -16,6 +17,7 @@ import pytest
 from server.digest import traffic_rows
 from server.event_store import EventStore, EventStoreUnavailable
 from tenants.apps import change_app, create_app
+from tenants.erasures import unscoped_expire
 from tenants.errors import Busy
 from tenants.events import Row, event_row, rejection_row
 from tenants.hits import Category, Rejection, decode
@@ -570,6 +572,22 @@ async def test_what_is_not_kept_is_not_compared(owner: httpx.AsyncClient, busy_s
     assert "events are kept from" not in (await owner.get(app)).text
     assert "events are kept from" in (await owner.get(f"{app}?period=90d")).text
     assert "not kept before" not in (await owner.get(f"{app}/panels/totals?period=7d")).text
+
+
+@pytest.mark.parametrize("days", [60, 400, "ever"])
+async def test_what_went_before_events_were_to_be_kept_longer_is_not_compared(
+    owner: httpx.AsyncClient, busy_shop: App, event_store: EventStore, days: int | Literal["ever"]
+) -> None:
+    app = f"/apps/{busy_shop.id}"
+    await change_app(busy_shop, retention_days=45)
+    await unscoped_expire(event_store, datetime.now(UTC))
+    await change_app(busy_shop, retention_days=days)
+    assert "not kept before" in (await owner.get(f"{app}/panels/totals")).text
+    assert "events are kept from" in (await owner.get(f"{app}?period=90d")).text
+    assert "not kept before" not in (await owner.get(f"{app}/panels/totals?period=7d")).text
+    # A clock that is behind brings nothing back.
+    await unscoped_expire(event_store, datetime.now(UTC) - timedelta(days=20))
+    assert "not kept before" in (await owner.get(f"{app}/panels/totals")).text
 
 
 async def test_rejected_hits_of_long_ago_are_not_denied(
