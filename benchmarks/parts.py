@@ -637,6 +637,7 @@ def _fill_journal(folder: Path, bench: Bench, count: int, carrying: Carrying) ->
                 b"",
                 0,
                 new,
+                "USD",
             )
         )
         if len(frame) == _FRAME_HITS or number == count - 1:

@@ -27,6 +27,7 @@ _DAYS = 90
 _DAY = 86_400
 _FRAME_HITS = 500
 _EMAIL = "demo@example.com"
+_CURRENCY = "EUR"
 
 _AGENTS = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36",
@@ -126,7 +127,7 @@ async def _make_app(settings: Settings, password: str) -> tuple[App, str, str]:
         owner = await User.objects().where(User.email == _EMAIL).first()
         if owner is not None:
             await accounts.set_password(owner, password)
-        app, token = await apps.create_app(tenant, "Boots & Blooms", "EUR")
+        app, token = await apps.create_app(tenant, "Boots & Blooms", _CURRENCY)
         _, key = await keys.create_key(tenant, "Demo")
     finally:
         await database.close()
@@ -245,4 +246,5 @@ def _hit(
         b"",
         0,
         False,
+        _CURRENCY,
     )

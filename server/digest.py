@@ -256,7 +256,7 @@ def understand(hits: Iterable[tuple[int, Hit]], by_app: Mapping[bytes, Route], d
             if app is None:
                 app = number_of[hit.app_id] = int.from_bytes(hit.app_id, "big")
             category = CATEGORIES[hit.category]
-            meaning = decode(category, hit.query, route.currency, hit.privacy)
+            meaning = decode(category, hit.query, hit.currency or route.currency, hit.privacy)
             minute = hit.received_at // 60_000 * 60
             if not found.secrets and meaning.query.encode(errors="replace") != hit.query:
                 found.secrets = holds_access_token(hit.query)

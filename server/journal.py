@@ -68,6 +68,8 @@ class Hit(msgspec.Struct, array_like=True, gc=False):
     watch: int = 0
     # Whether the visitor came without a cookie: nothing can have happened under this id before.
     new_visitor: bool = False
+    # The app's when the hit came; of hits that an older version wrote it is empty.
+    currency: str = ""
 
 
 class Body(msgspec.Struct, array_like=True):
@@ -79,7 +81,7 @@ class Body(msgspec.Struct, array_like=True):
 
 # The file whose change asks every writer to let go of its segment, so that hits do not stay when they are digested.
 _LET_GO = "let-go"
-HitTuple = tuple[int, bytes, int, bytes, bytes | None, bool, str, bytes, bytes, bytes, int, bool]
+HitTuple = tuple[int, bytes, int, bytes, bytes | None, bool, str, bytes, bytes, bytes, int, bool, str]
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Body)
 

@@ -194,6 +194,7 @@ class Pixel:
             purpose,
             self._outcomes.watch() if debug else 0,
             is_new,
+            route.currency,
         )
         if not await self._journal.append(hit):
             self.figures.refused += 1

@@ -1,9 +1,11 @@
 """200 means durable: whatever is killed, each hit answered 200 is stored, and no hit is stored twice."""
 
+import contextlib
 import itertools
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -204,6 +206,24 @@ def test_hits_of_collect_are_digested_by_serve(machine: Machine, shop: App) -> N
     assert collect.get("/api/v1/apps").status == 404, "collect takes pixels only"
     assert collect.health()[0] == 200
     assert serve.health()[1]["checks"]["backlog"]["hits"] == 0
+
+
+def test_a_hit_keeps_the_currency_that_its_app_had_when_it_came(machine: Machine, shop: App) -> None:
+    collect = machine.start("collect")
+    sold = shop.target("event_token=sold&amount=2500", "revenue")
+    assert collect.get(sold).status == 200
+    with contextlib.closing(sqlite3.connect(machine.data_dir / "control.sqlite3")) as database:
+        # As the app's settings do it.
+        database.execute("UPDATE revision SET n = n + 1")
+        database.execute("UPDATE app_token SET revision = (SELECT n FROM revision)")
+        database.execute("UPDATE app SET currency = 'JPY'")
+        database.commit()
+    time.sleep(SOON)
+    assert collect.get(sold).status == 200
+    machine.stop()
+    machine.start()
+    wait_until(lambda: len(shop.events()) == 2, SOON)
+    assert [event["currency"] for event in shop.events()] == ["JPY", "USD"]
 
 
 def test_two_collects_killed_under_load_lose_nothing(machine: Machine, shop: App) -> None:

@@ -187,6 +187,7 @@ class Shop:
             b"",
             watch,
             False,
+            "USD",
         )
 
     def journal(self, *queries: str, limited: int = 0) -> Path:

@@ -48,7 +48,7 @@ MUCH = 1024**3
 
 
 def hit(number: int, received_at: int = 1_700_000_000_000) -> HitTuple:
-    return (received_at, APP, 0, b"event_token=e%d" % number, None, False, "", b"", b"", b"", 0, False)
+    return (received_at, APP, 0, b"event_token=e%d" % number, None, False, "", b"", b"", b"", 0, False, "USD")
 
 
 def frames(path: Path, start: int = 0) -> list[Frame]:
@@ -476,7 +476,7 @@ async def test_a_disk_full_for_real_costs_no_acknowledged_hit(
         """A frame of several pages, so that the disk's end lies within one."""
         first = len(kept) + len(refused)
         numbers = range(first, first + 40)
-        hits = [(*hit(number)[:7], b"f" * 1000, b"", b"", 0, False) for number in numbers]
+        hits = [(*hit(number)[:7], b"f" * 1000, b"", b"", 0, False, "USD") for number in numbers]
         (answer,) = set(await asyncio.gather(*map(journal.append, hits)))
         (kept if answer else refused).extend(numbers)
         return answer
