@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 from tenants.errors import InvalidValue, NotFound
 from tenants.reports.segments import Segment, segment_of
 from tenants.secrets import SecretKey
-from tenants.tables import App, Audience, AudienceRun, as_key, clean_name, transaction
+from tenants.tables import App, Audience, AudienceRun, as_key, clean_name, fresh_id, transaction
 
 # Each is a day's worth of pushing; their list shows all of them.
 MAX_AUDIENCES = 50
@@ -51,20 +51,21 @@ async def create(
     app: App, key: SecretKey, name: str, audience_id: str, token: str, segment: Segment, daily: bool, now: datetime
 ) -> Audience:
     """A new audience. Raises InvalidValue, or NotFound when the app is gone."""
-    audience = Audience(
-        app=app.id,
-        name=clean_name(name),
-        audience_id=_clean_audience_id(audience_id),
-        sealed_token=key.encrypt(_clean_token(token), _place(app)),
-        segment=urlencode(segment.pairs()),
-        created_at=now,
-        daily_at=now if daily else None,
-    )
+    values: dict[str, Any] = {
+        "app": app.id,
+        "name": clean_name(name),
+        "audience_id": _clean_audience_id(audience_id),
+        "sealed_token": key.encrypt(_clean_token(token), _place(app)),
+        "segment": urlencode(segment.pairs()),
+        "created_at": now,
+        "daily_at": now if daily else None,
+    }
     async with transaction():
         if not await App.exists().where(App.id == app.id):
             raise NotFound
         if await Audience.count().where(Audience.app == app.id) >= MAX_AUDIENCES:
             raise InvalidValue("name", f"An app has {MAX_AUDIENCES} audiences at most. Remove one first.")
+        audience = Audience(**values, **await fresh_id())
         await audience.save()
     return audience
 

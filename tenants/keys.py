@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from piccolo.columns.combination import And
 
 from tenants.errors import InvalidValue, NotFound
-from tenants.tables import ApiKey, App, Role, Tenant, User, as_key, check_role, clean_name, lock, transaction
+from tenants.tables import ApiKey, App, Role, Tenant, User, as_key, check_role, clean_name, fresh_id, lock, transaction
 
 # What people recognise a key by: `onepx_` and six more.
 PREFIX_LENGTH = 12
@@ -30,19 +30,21 @@ async def create_key(
     change it any more.
     """
     plaintext = "onepx_" + secrets.token_urlsafe(32)
-    key = ApiKey(
-        tenant=tenant.id,
-        name=clean_name(name),
-        key_hash=_hash(plaintext),
-        prefix=plaintext[:PREFIX_LENGTH],
-        app=app and app.id,
-        may_delete=may_delete,
-    )
+    name = clean_name(name)
     async with transaction():
         await lock(tenant)
         await check_role(tenant, by, Role.OWNER, Role.MEMBER)
         if await ApiKey.count().where(_shown(tenant, datetime.now(UTC))) >= MAX_KEYS:
             raise InvalidValue("name", f"An account has {MAX_KEYS} keys at most, those revoked this month included.")
+        key = ApiKey(
+            tenant=tenant.id,
+            name=name,
+            key_hash=_hash(plaintext),
+            prefix=plaintext[:PREFIX_LENGTH],
+            app=app and app.id,
+            may_delete=may_delete,
+            **await fresh_id(),
+        )
         await key.save()
     return key, plaintext
 

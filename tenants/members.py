@@ -23,6 +23,7 @@ from tenants.tables import (
     as_key,
     check_role,
     clean_name,
+    fresh_id,
     lock,
     lock_user,
     transaction,
@@ -103,15 +104,7 @@ async def invite(
     """
     email = clean_email(email)
     await tries.begin_invitation(tenant.id, now)
-    token = secrets.token_urlsafe(32)
-    invitation = Invitation(
-        tenant=tenant.id,
-        email=email,
-        role=_clean_role(role),
-        token_hash=_hash(token),
-        created_at=now,
-        expires_at=now + INVITED_FOR,
-    )
+    clean_role, token = _clean_role(role), secrets.token_urlsafe(32)
     async with transaction():
         await lock(tenant)
         await check_role(tenant, by, Role.OWNER)
@@ -123,6 +116,15 @@ async def invite(
         people = await Membership.count().where(Membership.tenant == tenant.id)
         if people + await Invitation.count().where(Invitation.tenant == tenant.id) >= MAX_PEOPLE:
             raise InvalidValue("email", f"An account has {MAX_PEOPLE} people at most, those invited included.")
+        invitation = Invitation(
+            tenant=tenant.id,
+            email=email,
+            role=clean_role,
+            token_hash=_hash(token),
+            created_at=now,
+            expires_at=now + INVITED_FOR,
+            **await fresh_id(),
+        )
         await invitation.save()
     return invitation, token
 

@@ -444,17 +444,21 @@ def transaction() -> AbstractAsyncContextManager[Any]:
     return Tenant._meta.db.transaction(allow_nested=False)
 
 
-async def fresh_id() -> dict[str, Any]:
-    """The id of a new tenant or user, which none had before; inside a transaction. PostgreSQL gives it itself.
+# Whose rows are named by their numbers in addresses and forms, and are deleted one day.
+_NUMBERED = (Tenant, User, Audience, ApiKey, Invitation)
 
-    SQLite gives the id of the newest row, once that is deleted, to the next: whatever still names the one would be the
-    other's. What was given last is in the file's header.
+
+async def fresh_id() -> dict[str, Any]:
+    """The id of a new row of theirs, which none had before; inside a transaction. PostgreSQL gives it itself.
+
+    SQLite gives the id of the newest row, once that is deleted, to the next: whatever still names the one, a page that
+    is open say, would be the other's. What was given last is in the file's header.
     """
     if Tenant._meta.db.engine_type != "sqlite":
         return {}
+    given = ", ".join(f"(SELECT coalesce(max(id), 0) FROM {table._meta.tablename})" for table in _NUMBERED)
     rows: list[dict[str, int]] = await Tenant.raw(
-        "SELECT 1 + max(user_version, (SELECT coalesce(max(id), 0) FROM tenant), "
-        "(SELECT coalesce(max(id), 0) FROM users)) AS fresh FROM pragma_user_version"
+        f"SELECT 1 + max(user_version, {given}) AS fresh FROM pragma_user_version"
     )
     fresh = rows[0]["fresh"]
     await Tenant.raw(f"PRAGMA user_version = {fresh}")

@@ -566,6 +566,16 @@ async def test_a_removed_audience_is_pushed_no_more(graph: GraphStandIn, pusher:
     assert not await AudienceRun.exists()
 
 
+async def test_a_removed_audiences_number_is_given_to_no_other(shop: App) -> None:
+    was = await audience_of(shop)
+    await audiences.remove(shop, was)
+    another = await audience_of(shop)
+    # A page that still shows the one would push the other, or change it.
+    with pytest.raises(NotFound):
+        await audiences.find(shop, was.id)
+    assert another.id > was.id
+
+
 async def test_an_audience_is_its_apps_alone(shop: App, bob: Tenant) -> None:
     other = (await create_app(bob, "Other"))[0]
     audience = await audience_of(shop)

@@ -43,6 +43,10 @@ async def test_a_key_of_one_app_goes_with_it(database: Database, alice: Tenant) 
     await delete_app(app)
     assert await keys.find_key(plaintext) is None
     assert await keys.list_keys(alice, datetime.now(UTC)) == []
+    await keys.create_key(alice, "Reports")
+    # A page that still shows the one would revoke the other.
+    with pytest.raises(NotFound):
+        await keys.revoke_key(alice, listed.id)
 
 
 async def test_only_a_hash_is_stored(database: Database, alice: Tenant) -> None:

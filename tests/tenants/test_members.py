@@ -121,6 +121,15 @@ async def test_invitations_without_end_do_not_fill_the_page(
     await members.invite(alice, "three@example.org", "viewer", NOW)
 
 
+async def test_a_used_invitations_number_is_given_to_no_other(database: Database, alice: Tenant) -> None:
+    used, token = await members.invite(alice, "new@example.org", "viewer", NOW)
+    await members.join_as_new(token, "Nora", PASSWORD, NOW)
+    await members.invite(alice, "other@example.org", "viewer", NOW)
+    # A page that still shows the one would withdraw the other.
+    with pytest.raises(NotFound):
+        await members.withdraw(alice, used.id)
+
+
 async def test_bob_cannot_withdraw_alices_invitation(database: Database, alice: Tenant, bob: Tenant) -> None:
     invitation, token = await members.invite(alice, "new@example.org", "viewer", NOW)
     for tenant, wanted in ((bob, invitation.id), (alice, invitation.id + 1), (alice, 0), (alice, 2**70)):
