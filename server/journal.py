@@ -294,11 +294,10 @@ class Journal:
         segment = self._segment
         if segment is not None and (not segment.usable or segment.size >= self._segment_bytes):
             self._let_go(segment)
-            segment = None
         self._make_sure_of_room(len(frame))
-        if segment is None:
-            self._segment = segment = Segment(self._folder)
-        segment.append(frame)
+        if self._segment is None:
+            self._segment = Segment(self._folder)
+        self._segment.append(frame)
 
     def _let_go(self, segment: Segment) -> None:
         """Close the segment: once digested it can be removed."""
@@ -311,7 +310,13 @@ class Journal:
         """Raises OSError when the journal, or the disk, has none for `more` bytes. Looks four times a second."""
         own = self._segment
         if time.monotonic() - self._looked_at > 0.25:
-            self._others = sum(size for path, size in segment_sizes(self._folder) if not own or path != own.path)
+            sizes = dict(segment_sizes(self._folder))
+            if own is not None and sizes.pop(own.path, None) is None:
+                # Whatever is still written to it nobody reads.
+                log.error("journal segment was removed while it was written; a new one is begun", segment=own.path.name)
+                self._let_go(own)
+                own = None
+            self._others = sum(sizes.values())
             disk = os.statvfs(self._folder)
             self._free = disk.f_bavail * disk.f_frsize
             self._reserve = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 50)

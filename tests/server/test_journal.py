@@ -20,6 +20,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from server import journal as module
 from server.journal import (
@@ -883,6 +884,19 @@ async def test_a_segment_is_let_go_when_somebody_asks(tmp_path: Path, journal: J
     assert remove_if_done(first, size)
     assert (oldest_segment(tmp_path) or 0) >= began
     await journal.close()
+
+
+async def test_a_segment_that_somebody_removed_is_written_no_more(tmp_path: Path, journal: Journal) -> None:
+    assert await journal.append(hit(0))
+    ((removed, _),) = segment_sizes(tmp_path)
+    removed.unlink()
+    # It is looked four times a second.
+    await asyncio.sleep(0.3)
+    with capture_logs() as logged:
+        assert await journal.append(hit(1))
+        assert await journal.append(hit(2))
+    assert queries(tmp_path) == sent(1, 2)
+    assert [line["segment"] for line in logged] == [removed.name]
 
 
 async def test_who_has_no_segment_lets_none_go(tmp_path: Path, journal: Journal) -> None:
