@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
+from piccolo.columns.combination import Or
+
 from tenants.errors import InvalidValue, NotFound
 from tenants.reports.segments import Segment, segment_of
 from tenants.secrets import SecretKey
@@ -28,6 +30,8 @@ RUN_FOR = timedelta(days=1)
 RUNS_SHOWN = 20
 _RUNS_KEPT = timedelta(days=90)
 _DAY = timedelta(days=1)
+# Nothing is put off for as long, but by a clock that was ahead.
+_TOO_LONG = 2 * _DAY
 
 _AUDIENCE_ID = re.compile(r"[0-9]{1,30}")
 _TOKEN = re.compile(r"[!-~]{16,1000}")
@@ -199,15 +203,18 @@ async def unscoped_any() -> bool:
 
 async def unscoped_any_due(now: datetime) -> bool:
     """Whether there is anything to plan or to push."""
-    return await Audience.exists().where(Audience.daily_at <= now) or await AudienceRun.exists().where(
-        AudienceRun.due_at <= _milliseconds(now)
-    )
+    due = (AudienceRun.due_at <= _milliseconds(now)) | (AudienceRun.due_at > _milliseconds(now + _TOO_LONG))
+    return await Audience.exists().where(_day_has_come(now)) or await AudienceRun.exists().where(due)
+
+
+def _day_has_come(now: datetime) -> Or:
+    return Or(Audience.daily_at <= now, Audience.daily_at > now + _TOO_LONG)
 
 
 async def unscoped_plan(now: datetime) -> None:
     """Have all audiences pushed whose day has come, and forget old runs."""
     async with transaction():
-        for row in await Audience.select(Audience.id, Audience.daily_at).where(Audience.daily_at <= now):
+        for row in await Audience.select(Audience.id, Audience.daily_at).where(_day_has_come(now)):
             # At the same time of day, however late it is today.
             at: datetime = row["daily_at"]
             planned = Audience.update({Audience.daily_at: at + ((now - at) // _DAY + 1) * _DAY})
@@ -224,11 +231,12 @@ async def unscoped_take_run(key: SecretKey, now: datetime) -> TakenRun | None:
     async with transaction():
         taken = await AudienceRun.raw(
             # Found once: PostgreSQL may look for it for each row of the table, and take several.
-            "WITH due AS MATERIALIZED (SELECT id FROM audience_run WHERE due_at <= {} ORDER BY due_at LIMIT 1 "
-            f"{skip_held}) "
+            "WITH due AS MATERIALIZED (SELECT id FROM audience_run WHERE due_at <= {} OR due_at > {} "
+            f"ORDER BY due_at LIMIT 1 {skip_held}) "
             "UPDATE audience_run SET due_at = {}, attempts = attempts + 1, started_at = coalesce(started_at, {}) "
             "WHERE id IN (SELECT id FROM due) RETURNING id",
             _milliseconds(now),
+            _milliseconds(now + _TOO_LONG),
             until,
             now,
         )

@@ -504,6 +504,23 @@ async def test_the_time_of_day_stays(graph: GraphStandIn, pusher: AudiencePusher
     ]
 
 
+async def test_a_clock_that_was_ahead_puts_off_no_push(graph: GraphStandIn, pusher: AudiencePusher, shop: App) -> None:
+    await people(shop, 1)
+    daily = await audience_of(shop, daily=True)
+    ahead = NOW + timedelta(days=400)
+    await go_on(pusher, daily, ahead)
+    by_hand = await audience_of(shop)
+    graph.next("users", Answer(status=500))
+    assert not (await push(pusher, by_hand, ahead)).finished_at
+    # It is put right, three hours past the usual time.
+    now = NOW + timedelta(hours=3)
+    assert (await go_on(pusher, by_hand, now)).finished_at
+    # That day's, and the next one's at its usual time.
+    for hours in (0, 20, 21, 22):
+        await pusher.work(now + timedelta(hours=hours))
+    assert [run.requested_at for run in await audiences.runs(daily)][:2] == [now + timedelta(hours=21), now]
+
+
 async def test_while_the_event_store_is_away_a_run_waits(
     pusher: AudiencePusher, event_store: EventStore, shop: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
