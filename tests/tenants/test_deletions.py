@@ -661,6 +661,21 @@ async def test_what_was_deleted_by_a_clock_that_was_ahead_is_forgotten_until_now
     assert found == {b"ahead": now_ms, b"before": now_ms - 1_000}
 
 
+async def test_a_deletion_by_a_clock_that_was_ahead_ends_and_takes_nothing_that_comes_later(shop: Hits) -> None:
+    cookie = uuid4()
+    ann = await shop(cookie, email=ANN)
+    deletion = await delete_person(shop.app, ann, "alice", datetime.now(UTC) + timedelta(days=400))
+    await unscoped_purge_forgotten(datetime.now(UTC))
+    receipt = await removed(shop, deletion)
+    assert receipt.requested_at <= datetime.now(UTC)
+    assert await shop.count("events") == 0
+    shop.at = int(time.time() * 1000)
+    assert await shop(cookie) == cookie
+    await work_off(shop.store, 1)
+    await asyncio.sleep(0.5)
+    assert await shop.count("events") == 1
+
+
 async def test_the_order_of_hits_of_a_quiet_app_is_forgotten(shop: Hits) -> None:
     await shop(uuid4(), email=ANN)
     mine = IdentitySection.app == shop.app.id.bytes
