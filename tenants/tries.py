@@ -76,15 +76,17 @@ def _guesses(email: str, known: str | None) -> tuple[_Limit, str]:
 
 async def _count(limit: _Limit, whose: str, now: datetime) -> None:
     key = _key(limit, whose)
-    over = now - limit.window
+    # One that begins so late was begun by a clock that was ahead, and would count until then.
+    over = (now - limit.window, now + limit.window)
     (row,) = await Tries.raw(
         "INSERT INTO tries (key, count, since) VALUES ({}, 1, {}) ON CONFLICT (key) DO UPDATE SET "
-        "count = CASE WHEN tries.since <= {} THEN 1 ELSE tries.count + 1 END, "
-        "since = CASE WHEN tries.since <= {} THEN excluded.since ELSE tries.since END RETURNING count",
+        "count = CASE WHEN tries.since <= {} OR tries.since > {} THEN 1 ELSE tries.count + 1 END, "
+        "since = CASE WHEN tries.since <= {} OR tries.since > {} THEN excluded.since ELSE tries.since END "
+        "RETURNING count",
         key,
         now,
-        over,
-        over,
+        *over,
+        *over,
     )
     if row["count"] > limit.most:
         kept = await Tries.objects().where(Tries.key == key).first()

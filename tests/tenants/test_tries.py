@@ -34,6 +34,22 @@ async def test_the_eleventh_try_of_a_mailbox_waits_for_the_first_to_be_over(data
     assert refused.value.until == NOW + 30 * MINUTE
 
 
+async def test_a_clock_that_was_ahead_locks_nobody_out(database: Database) -> None:
+    ahead = NOW + timedelta(days=400)
+    await fill("alice@example.org", now=ahead)
+    for _ in range(20):
+        await tries.begin_sign_up("192.0.2.1", ahead)
+    # Clocks of two machines that differ a little begin no new window.
+    for behind in (MINUTE, 14 * MINUTE):
+        with pytest.raises(TooManyTries):
+            await tries.begin_login("alice@example.org", "192.0.2.1", ahead - behind)
+    await tries.begin_sign_up("192.0.2.1", NOW)
+    await fill("alice@example.org")
+    with pytest.raises(TooManyTries) as refused:
+        await tries.begin_login("alice@example.org", "192.0.2.1", NOW)
+    assert refused.value.until == NOW + 15 * MINUTE
+
+
 async def test_guesses_sent_at_once_cannot_slip_through(database: Database) -> None:
     outcomes = await asyncio.gather(
         *(tries.begin_login("alice@example.org", f"198.51.100.{n}", NOW) for n in range(25)), return_exceptions=True
