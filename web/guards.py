@@ -27,6 +27,9 @@ from tenants.tables import App, Role, Session, Tenant, User
 _FORM_SECONDS = 20.0
 # The largest is a snippet's, with 300 values of three fields. More in an address are refused before: server/app.py.
 MOST_PARAMETERS = 1_000
+# nginx makes a 502 of an answer whose head is longer than 4,096 bytes, unless told otherwise. An address in it leaves
+# room for cookies and what every page carries.
+LONGEST_IN_HEAD = 3_000
 
 AnyRequest = Request[None, None, State]
 
@@ -181,10 +184,11 @@ def _cookie(request: AnyRequest, name: str, value: str, lifetime: timedelta) -> 
 
 
 def login_address(request: AnyRequest) -> str:
-    """The login page, which leads back to what was asked for."""
+    """The login page, which leads back to what was asked for where a header can say that."""
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    to = f"/login?next={quote(asked, safe='')}"
     # What a form sends to cannot be opened again.
-    return f"/login?next={quote(asked, safe='')}" if request.method == "GET" and asked != "/" else "/login"
+    return to if request.method == "GET" and asked != "/" and len(to) <= LONGEST_IN_HEAD else "/login"
 
 
 async def provide_viewer(request: AnyRequest) -> Me:

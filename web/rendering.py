@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from tenants.currencies import MINOR_UNITS
 from web import masking
-from web.guards import AnyRequest, maybe_me, session_token
+from web.guards import LONGEST_IN_HEAD, AnyRequest, maybe_me, session_token
 from web.view import short
 
 # What a page says after a form was sent and the browser redirected. The cookie carries the key: nobody can put words
@@ -156,6 +156,12 @@ def render_now(request: AnyRequest, template: str, status: int = 200, **context:
         key, seconds = ("", 0) if done else (said + _ONCE_MORE, _REPLACED_SECONDS)
         response.set_cookie(Cookie(key="notice", value=key, path="/", max_age=seconds, httponly=True, samesite="lax"))
     return response
+
+
+def replace_address(response: Response[bytes], address: str) -> None:
+    """Have htmx show this address in the browser; where no header can say it, the one before stays."""
+    if len(address) <= LONGEST_IN_HEAD:
+        response.headers["HX-Replace-Url"] = address
 
 
 def go(to: str, notice: str | None = None) -> Response[bytes]:

@@ -149,6 +149,24 @@ async def test_what_typing_changes_is_put_in_beside_what_is_typed(owner: httpx.A
     assert dict(parse_qsl(replaced.query))["name"] == "$a"
 
 
+async def test_of_a_long_form_no_answer_has_a_head_that_proxies_refuse(
+    owner: httpx.AsyncClient, anonymous: httpx.AsyncClient, shop: App
+) -> None:
+    for length in (1_000, 2_000, 2_900, 4_000, 5_500):
+        asked = path(shop, event_token="t", **{"as": "json"}, json=json.dumps({"a": length * "x"}))
+        typed = await owner.get(asked, headers=HTMX)
+        assert "This hit will be recorded as" in typed.text
+        away = await anonymous.get(asked)
+        assert away.headers["location"].startswith("/login")
+        login = await anonymous.post("/login", data={"next": asked, "email": "ann@example.org", "password": "wrong"})
+        for reply in (typed, away, login):
+            # nginx's default, without what a server adds.
+            assert sum(len(name) + len(value) + 4 for name, value in reply.headers.raw) < 3_900
+        # The shorter ones are where they were.
+        assert ("HX-Replace-Url" in typed.headers) == (length < 2_900)
+        assert ("next=" in away.headers["location"]) == (length < 2_900)
+
+
 @pytest.mark.parametrize("headers", [{}, HTMX])
 async def test_rows_are_added_and_removed(owner: httpx.AsyncClient, shop: App, headers: dict[str, str]) -> None:
     reply = await owner.get(

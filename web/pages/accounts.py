@@ -11,6 +11,7 @@ from tenants.errors import EmailTaken, InvalidValue, NotFound
 from tenants.tables import Tenant, User
 from web.forms import text
 from web.guards import (
+    LONGEST_IN_HEAD,
     AnyRequest,
     browser_known_to,
     clear_session_cookie,
@@ -35,7 +36,7 @@ def here_only(address: str) -> str:
 
     Browsers read `//host` and `/\\host` as another site, and drop tabs and line breaks before they read.
     """
-    ours = address.startswith("/") and address[1:2] not in ("/", "\\") and len(address) <= 4_000
+    ours = address.startswith("/") and address[1:2] not in ("/", "\\") and len(address) <= LONGEST_IN_HEAD
     return address if ours and all("!" <= character <= "~" for character in address) else "/apps"
 
 

@@ -38,7 +38,7 @@ from tenants.tables import App
 from tenants.tokens import list_tokens, state
 from web.guards import AnyRequest, OurApp, Viewer
 from web.pages import journeys
-from web.rendering import fragment, go, is_htmx, plain_money, render
+from web.rendering import fragment, go, is_htmx, plain_money, render, replace_address
 from web.view import View, adding, address_of_whole, bucket_label, filterable, named, pairs_in, pairs_of, short, view_of
 
 Context = dict[str, Any]
@@ -334,7 +334,7 @@ async def panel(request: AnyRequest, app: OurApp, name: FromPath[str]) -> Respon
         return await render(request, "app/_options.html", **context)
     response = await render(request, f"app/_{name}.html", **context)
     if is_htmx(request) and _chosen(asked):
-        response.headers["HX-Replace-Url"] = view.link()
+        replace_address(response, view.link())
     return response
 
 

@@ -27,7 +27,7 @@ from tenants.tables import App, AppToken
 from tenants.targets import MERGING, TARGETS, MergeTag, Target
 from tenants.typed_params import KINDS, Kind, Row, rows_of, write_json
 from web.guards import AnyRequest, Member, OurApp
-from web.rendering import is_htmx, render
+from web.rendering import is_htmx, render, replace_address
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -247,7 +247,7 @@ async def snippet_page(request: AnyRequest, app: OurApp) -> Response[bytes]:
     if not is_htmx(request):
         return await render(request, "snippet/snippet.html", **context)
     response = await render(request, f"snippet/{'_form' if after else '_changes'}.html", **context)
-    response.headers["HX-Replace-Url"] = context["address"]
+    replace_address(response, context["address"])
     if after:
         response.headers["HX-Retarget"] = "#generator"
         response.headers["HX-Reswap"] = "outerHTML"
