@@ -85,7 +85,8 @@ class FormRequest(Request[Any, Any, Any]):
 def _pairs(sent: bytes) -> list[tuple[str, str]]:
     """The parameters of an address or a form, as many as any of ours may have."""
     few = b"&".join(sent.split(b"&", MOST_PARAMETERS)[:MOST_PARAMETERS])
-    return parse_qsl(few.decode("latin-1"), keep_blank_values=True)
+    # Programs send letters without escapes, too (curl does): in UTF-8, as escaped ones are.
+    return parse_qsl(few.decode("utf-8", "replace"), keep_blank_values=True)
 
 
 class LoginNeeded(Exception):

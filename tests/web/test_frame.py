@@ -16,7 +16,7 @@ from tenants.keys import create_key
 from tenants.tables import App, Tenant
 from tenants.tokens import list_tokens
 from web.assets import Assets
-from web.guards import MOST_PARAMETERS
+from web.guards import MOST_PARAMETERS, FormRequest
 from web.origin import SameOrigin
 from web.rendering import ago, moment, money, number, percent
 
@@ -139,6 +139,19 @@ async def test_a_form_has_so_many_fields_at_most(anonymous: httpx.AsyncClient) -
     assert (await anonymous.post("/login", data=most)).status_code == 422
     refused = await anonymous.post("/login", data=most | {"email": "ann@example.org"})
     assert (refused.status_code, "at most" in refused.text) == (400, True)
+
+
+async def test_letters_that_were_not_escaped_are_utf_8(anonymous: httpx.AsyncClient) -> None:
+    """As curl sends them in an address or a form."""
+    scope = {"type": "http", "query_string": "a=größe&b=gr%C3%B6%C3%9Fe&c=".encode() + b"\xff"}
+    asked: FormRequest = FormRequest(scope, None, None)  # pyright: ignore[reportArgumentType]
+    assert dict(asked.query_params) == {"a": "größe", "b": "größe", "c": "\N{REPLACEMENT CHARACTER}"}
+    refused = await anonymous.post(
+        "/login",
+        content="email=zoë@example.org&password=wrong".encode(),
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    )
+    assert 'value="zoë@example.org"' in refused.text
 
 
 async def test_errors_are_pages_for_people_and_json_for_programs(anonymous: httpx.AsyncClient) -> None:
