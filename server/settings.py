@@ -81,12 +81,16 @@ def _events_url(text: str) -> str:
     raise ValueError("clickhouse://user:password@host:8123/database, clickhouses://… or chdb:///path")
 
 
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
 def _site(text: str) -> str:
     parts = urlsplit(text)
     plain = not (parts.query or parts.fragment or parts.username or parts.path.strip("/"))
     if parts.scheme not in ("http", "https") or not _has_host(parts) or not plain:
         raise ValueError("a site such as https://px.example.com, without a path")
-    return text.rstrip("/")
+    # As browsers write an origin, with which it is compared; and the cookies are `Secure` by it.
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(_DEFAULT_PORTS[parts.scheme])}"
 
 
 def _secret(text: str) -> str:

@@ -43,6 +43,22 @@ def test_an_address_with_colons_is_bracketed_in_urls() -> None:
     assert Settings.from_environment({"ONEPX_HOST": "::1"}).public_url == "http://[::1]:8000"
 
 
+@pytest.mark.parametrize(
+    ("text", "site"),
+    [
+        ("https://px.example.com/", "https://px.example.com"),
+        ("HTTPS://PX.Example.com", "https://px.example.com"),
+        ("https://px.example.com:443", "https://px.example.com"),
+        ("http://px.example.com:80/", "http://px.example.com"),
+        ("http://px.example.com:443", "http://px.example.com:443"),
+        ("https://[2001:db8::443]:8443", "https://[2001:db8::443]:8443"),
+    ],
+)
+def test_a_site_is_written_as_browsers_write_an_origin(text: str, site: str) -> None:
+    """They say where a form comes from that way, and the cookies' security hangs on its first letters."""
+    assert Settings.from_environment({"ONEPX_PUBLIC_URL": text}).public_url == site
+
+
 def test_unknown_names_are_reported() -> None:
     assert Settings.from_environment({"ONEPX_PROT": "1", "PATH": "/bin"}).unknown == ("ONEPX_PROT",)
 
