@@ -50,7 +50,8 @@ WARNING_ADVICE = {
     "privacy_signal": "Nothing to change: the visitor asks not to be tracked, so email, uuid, fbid and access_token "
     "were left out.",
     "invalid_email": "Send one e-mail address in email; what came is none, and was left out.",
-    "invalid_uuid": f"Send a text or a whole number of 1 to {MAX_UUID} characters in uuid; what came was left out.",
+    "invalid_uuid": f"Send a text or a whole number of 1 to {MAX_UUID} characters in uuid, and no unfilled merge tag; "
+    "what came was left out.",
     "invalid_fbid": "Send a Facebook id of 1 to 20 digits in fbid; what came is none, and was left out.",
 }
 """For each warning a sentence that says what to change."""
@@ -423,6 +424,9 @@ SPECIAL_FIELDS = frozenset({"email", "uuid", "fbid", "access_token"})
 _ADDRESS_PART = r"[^\s@.,;:<>()\[\]\"\\\x00-\x1f\x7f-\x9f]+"
 _EMAIL = re.compile(rf"[^\s@,;:<>()\[\]\"\\\x00-\x1f\x7f-\x9f]+@{_ADDRESS_PART}(?:\.{_ADDRESS_PART})+")
 _FBID = re.compile(r"[0-9]{1,20}")
+# What stands where an id should when there was none: a merge tag, or how a program writes nothing. It is nobody's own,
+# and all who come with it would become one person for good.
+_NOT_FILLED_IN = re.compile(r"\{\{.*\}\}|\*\|.*\|\*|%%.*%%|\$\{.*\}|undefined|null|None|NaN|\[object Object\]")
 
 
 def _special(
@@ -442,7 +446,7 @@ def _special(
             warnings.add("invalid_email")
     if "uuid" in taken:
         uuid = _identifier(taken["uuid"])
-        if not 1 <= len(uuid) <= MAX_UUID or _CONTROL.search(uuid):
+        if not 1 <= len(uuid) <= MAX_UUID or _CONTROL.search(uuid) or _NOT_FILLED_IN.fullmatch(uuid):
             uuid = None
             warnings.add("invalid_uuid")
     if "fbid" in taken:
