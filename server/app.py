@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import structlog
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -150,11 +151,12 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
         elif path in OPERATIONS:
             await operations(scope, receive, send)
         elif "\0" in path or len(path) > _PATH_MOST:
-            await _nothing_here(send)  # no file system takes such a name, and no route of ours has one
+            # No file system takes such a name, and no route of ours has one.
+            await _refuse(path, send, 404, "There is nothing here.")
         elif scope["query_string"].count(b"&") >= (
             _API_PARAMETERS_MOST if path.startswith("/api/") else _PARAMETERS_MOST
         ):
-            await _plain(send, 414, b"There are more parameters in this address than any page has.\n")
+            await _refuse(path, send, 414, "There are more parameters in this address than any page has.")
         elif scope["method"] == "HEAD":
             await _head(pages, scope, send)
         else:
@@ -163,12 +165,17 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
     return application
 
 
-async def _nothing_here(send: Send, body: bytes = b"There is nothing here.\n") -> None:
-    await _plain(send, 404, body)
-
-
-async def _plain(send: Send, status: int, body: bytes) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+async def _refuse(path: str, send: Send, status: int, sentence: str) -> None:
+    """Say why the pages are not asked; to the API's programs in JSON, as the API itself would."""
+    kind, body = b"text/plain; charset=utf-8", f"{sentence}\n".encode()
+    if path.startswith("/api/"):
+        kind, body = b"application/json", msgspec.json.encode({"status_code": status, "detail": sentence})
+    headers = [
+        (b"content-type", kind),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -180,7 +187,8 @@ async def _no_pages(scope: Scope, receive: Receive, send: Send) -> None:
             await send({"type": f"{message['type']}.complete"})
         await send({"type": "lifespan.shutdown.complete"})
         return
-    await _nothing_here(send, b"This process only takes pixels: /{app token}/event.gif or /{app token}/revenue.gif.\n")
+    sentence = "This process only takes pixels: /{app token}/event.gif or /{app token}/revenue.gif."
+    await _refuse(scope["path"], send, 404, sentence)
 
 
 async def _keep_last_used(pixel: Pixel) -> None:

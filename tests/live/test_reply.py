@@ -253,6 +253,18 @@ def test_head_on_a_page_answers_like_get_without_a_body(shared: Machine) -> None
         assert pixel_headers(head) == pixel_headers(got)
 
 
+@pytest.mark.parametrize(("target", "status"), [("?" + "a&" * 1_000, 414), ("%00", 404), ("/" + 1_000 * "a", 404)])
+def test_what_no_page_is_asked_is_refused_in_the_words_of_whoever_asks(
+    shared: Machine, target: str, status: int
+) -> None:
+    page, api = shared.process.get(f"/apps{target}"), shared.process.get(f"/api/v1/apps{target}")
+    assert (page.status, api.status) == (status, status)
+    assert page.all("content-type") == ["text/plain; charset=utf-8"]
+    assert api.all("content-type") == ["application/json"]
+    assert api.json() == {"status_code": status, "detail": page.body.decode().strip()}
+    assert page.all("cache-control") == api.all("cache-control") == ["no-store"]
+
+
 def test_options_answers_cors(any_app: App) -> None:
     reply = any_app.hit("event_token=a", method="OPTIONS", headers={"Origin": "https://shop.example"})
     assert (reply.status, reply.body) == (204, b"")
