@@ -331,6 +331,8 @@ async def _text(send: Send, status: int, sentence: bytes, extra: Headers | None 
         (b"content-length", str(len(sentence)).encode()),
         (b"cache-control", b"no-store"),
         (b"x-content-type-options", b"nosniff"),
+        # Else a script on a customer's page would hear of CORS, and not what is wrong.
+        (b"access-control-allow-origin", b"*"),
         *(extra or []),
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -280,11 +280,14 @@ def test_other_methods_are_405_with_allow(any_app: App, method: str) -> None:
     assert reply.all("allow") == ["GET, HEAD, OPTIONS"]
     assert reply.all("content-type")[0].startswith("text/plain")
     assert reply.all("set-cookie") == []
+    assert reply.all("access-control-allow-origin") == ["*"]
 
 
 def is_plain_404(reply: Reply) -> bool:
-    """404, no image, one sentence."""
+    """404, no image, one sentence, which scripts on other sites may read."""
     if reply.status != 404 or reply.all("set-cookie") or not reply.all("content-type")[0].startswith("text/plain"):
+        return False
+    if reply.all("access-control-allow-origin") != ["*"]:
         return False
     return re.fullmatch(r"[A-Z][^\n]{20,}\.\n", reply.body.decode()) is not None
 
