@@ -135,7 +135,7 @@ class Operations:
         if wanted:
             return hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + wanted.encode())
         # How many hits there are tells one tenant of another, if there are but two.
-        client = (scope["client"] or ("",))[0]
+        client = (scope["client"] or ("",))[0].removeprefix("::ffff:")
         if client not in ("127.0.0.1", "::1", "") or headers.keys() & {b"x-forwarded-for", b"forwarded"}:
             return False
         # A proxy that adds neither mostly leaves the name that the world knows.

@@ -15,6 +15,8 @@ from server.settings import Settings
         ("127.0.0.1", {"host": "127.0.0.1:8000"}, True),
         ("127.0.0.1", {"host": "LocalHost"}, True),
         ("::1", {"host": "[::1]:8000"}, True),
+        # As a socket of both families names it.
+        ("::ffff:127.0.0.1", {"host": "127.0.0.1:8000"}, True),
         ("127.0.0.1", {}, True),
         ("192.0.2.7", {"host": "127.0.0.1:8000"}, False),
         ("127.0.0.1", {"host": "127.0.0.1:8000", "x-forwarded-for": "192.0.2.7"}, False),
