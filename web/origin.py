@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_REFUSAL = b"This form was sent from another site, so nothing was changed. Open the page here and send it again.\n"
+_REFUSAL = (
+    b"This form was sent from another site, so nothing was changed. Open the page here and send it again.\n"
+    b"If it was a form of this site, ONEPX_PUBLIC_URL is not the address in your browser: tell whoever runs it.\n"
+)
 
 
 class SameOrigin:

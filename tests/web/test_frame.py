@@ -119,6 +119,13 @@ async def test_forms_of_other_sites_are_refused(headers: dict[str, str], allowed
     assert reached[-1:] == ["app"]
 
 
+async def test_a_refused_form_says_what_the_operator_may_have_forgotten(anonymous: httpx.AsyncClient) -> None:
+    # A proxy without TLS, so that browsers do not say Sec-Fetch-Site, which hands on a Host of its own.
+    del anonymous.headers["Sec-Fetch-Site"]
+    reply = await anonymous.post("/login", headers={"Origin": "http://intranet", "Host": "127.0.0.1:8000"})
+    assert (reply.status_code, "ONEPX_PUBLIC_URL" in reply.text) == (403, True)
+
+
 async def test_what_strangers_send_is_not_kept_for_the_next_one(anonymous: httpx.AsyncClient) -> None:
     kept = (parse_cookie_string, parse_query_string, parse_url_encoded_form_data)
     for each in kept:
