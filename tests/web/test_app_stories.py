@@ -1,8 +1,10 @@
 """The list of apps, and one app's settings, tokens and end."""
 # pyright: reportUnknownMemberType=false
 
+import html
 import re
 from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 import httpx
@@ -134,6 +136,42 @@ async def test_shortening_how_long_events_are_kept_says_what_goes_and_asks(
         assert await kept() == days
     assert (await owner.post(address, data=form | {"retention_days": ""})).status_code == 303
     assert await kept() is None
+
+
+def form_of(page: str) -> dict[str, str]:
+    """The form of the settings as it was opened."""
+    found = re.search(r'name="shown" value="([^"]*)"', page)
+    assert found
+    shown = html.unescape(found[1])
+    return {"shown": shown, **dict(parse_qsl(shown, keep_blank_values=True))}
+
+
+async def test_two_people_change_the_settings_at_once(
+    owner: httpx.AsyncClient, member: httpx.AsyncClient, event_store: EventStore, shop: App, alice: Tenant
+) -> None:
+    await did(event_store, shop, uuid4(), "view", days_ago=70)
+    address = f"/apps/{shop.id}/settings"
+    first, second = [form_of((await browser.get(address)).text) for browser in (owner, member)]
+    assert (await owner.post(address, data=first | {"timezone": "Europe/Berlin", "name": "R&D"})).status_code == 303
+    # What one of them left alone stays as the other made it, through the question, too.
+    asked = await member.post(address, data=second | {"retention_days": "30"})
+    assert asked.status_code == 200
+    again = dict(re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', html.unescape(asked.text)))
+    assert (await owner.post(address, data=first | {"name": "R&D", "currency": "CHF"})).status_code == 303
+    assert (await member.post(address, data=again)).status_code == 303
+    (app,) = await apps.list_apps(alice)
+    assert (app.name, app.timezone, app.currency, app.retention_days) == ("R&D", "Europe/Berlin", "CHF", 30)
+    # What both changed is asked about, and keeps what was typed.
+    clash = await member.post(address, data=second | {"name": "Store", "retention_days": "30"})
+    assert clash.status_code == 422
+    says = "Somebody else changed this to “R&amp;D” meanwhile. Save again to have it as you typed it."
+    assert f'<span class="error" id="name-error">{says}</span>' in clash.text
+    assert 'name="name" type="text" value="Store"' in clash.text
+    now = form_of(clash.text)["shown"]
+    sent = second | {"name": "Store", "retention_days": "30", "shown": now}
+    assert (await member.post(address, data=sent)).status_code == 303
+    (app,) = await apps.list_apps(alice)
+    assert (app.name, app.timezone, app.currency, app.retention_days) == ("Store", "Europe/Berlin", "CHF", 30)
 
 
 async def test_an_older_name_of_a_time_zone_is_kept(owner: httpx.AsyncClient, shop: App) -> None:

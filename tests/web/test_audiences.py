@@ -1,6 +1,7 @@
 """Audiences and the Facebook app on their pages: what is entered counts, secrets never come back."""
 
 import csv
+import html
 import io
 import re
 import time
@@ -216,6 +217,38 @@ async def test_how_many_people_an_audience_has_is_said_before_it_is_pushed(
     assert await counted(kind="did", what="purchse", value="1") == (
         "0 known people now: check the names in the conditions"
     )
+
+
+async def test_two_people_change_an_audience_at_once(
+    owner: httpx.AsyncClient, member: httpx.AsyncClient, shop: App
+) -> None:
+    buyers = {"kind": "did", "what": "purchase", "value": "1"}
+    made = await member.post(f"/apps/{shop.id}/audiences/new", data=FORM | buyers)
+    address = f"{made.headers['location']}/change"
+
+    async def opened(browser: httpx.AsyncClient) -> dict[str, str]:
+        found = re.search('name="shown" value="([^"]*)"', (await browser.get(address)).text)
+        assert found
+        return FORM | buyers | {"shown": html.unescape(found[1]), "audience_token": ""}
+
+    async def kept() -> tuple[str, str]:
+        found = await Audience.objects().first()
+        assert found is not None
+        return found.name, found.segment
+
+    first, second = await opened(owner), await opened(member)
+    assert (await owner.post(address, data=first | {"what": "signup"})).status_code == 303
+    assert (await member.post(address, data=second | {"name": "Guests"})).status_code == 303
+    assert await kept() == ("Guests", "did=signup")
+    # What is wrong is not taken for what was shown.
+    wrong = await member.post(address, data=second | {"audience_id": "x"})
+    assert wrong.status_code == 422
+    assert f'name="shown" value="{html.escape(second["shown"])}"' in wrong.text
+    clash = await member.post(address, data=second | {"what": "login", "name": "Guests"})
+    assert clash.status_code == 422
+    assert "Somebody else changed this to “did signup” meanwhile." in clash.text
+    assert 'name="what" value="login"' in clash.text
+    assert await kept() == ("Guests", "did=signup")
 
 
 @pytest.mark.parametrize(

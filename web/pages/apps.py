@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -18,7 +19,7 @@ from tenants.errors import InvalidValue, Unavailable
 from tenants.reports.overview import Glance, overview
 from tenants.reports.period import MAX_DAYS
 from tenants.tables import App
-from web.forms import is_name, text
+from web.forms import is_name, merged, shown_again, text
 from web.guards import AnyRequest, Me, Member, OurApp, Viewer
 from web.pages.connection import connection
 from web.rendering import NOTICES, go, render
@@ -49,6 +50,17 @@ _FIELDS = ("name", "currency", "timezone", "honour_privacy_signals", "retention_
 def _typed(form: FormMultiDict) -> dict[str, str]:
     """Every field of an app's form; what was not sent is empty."""
     return {name: text(form, name) for name in _FIELDS}
+
+
+def _kept(app: App) -> dict[str, str]:
+    """What the app has, as its form sends it."""
+    return {
+        "name": app.name,
+        "currency": app.currency,
+        "timezone": app.timezone,
+        "honour_privacy_signals": "1" if app.honour_privacy_signals else "",
+        "retention_days": str(app.retention_days or ""),
+    }
 
 
 def _choices(form: dict[str, str]) -> dict[str, Any]:
@@ -118,13 +130,7 @@ async def settings_of(
     """The page of an app's settings, after a form of it was sent with what was typed and what is wrong with it."""
     now = datetime.now(UTC)
     listed = [(token, tokens.state(token, now)) for token in await tokens.list_tokens(app)]
-    kept = {
-        "name": app.name,
-        "currency": app.currency,
-        "timezone": app.timezone,
-        "honour_privacy_signals": "1" if app.honour_privacy_signals else "",
-        "retention_days": str(app.retention_days or ""),
-    }
+    kept = _kept(app)
     return await render(
         request,
         "apps/settings.html",
@@ -138,6 +144,7 @@ async def settings_of(
         deletions=await list_deletions(app),
         errors={error.field: str(error)} if error else {},
         facebook=await connection(app, now, facebook_app_id),
+        shown=shown_again(form, error) if form is not None else urlencode(kept),
         **_choices(_typed(form) if form is not None else kept),
     )
 
@@ -153,20 +160,21 @@ async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[b
     """Keep what the form says; asks once more where events go by it."""
     form = await request.form()
     try:
-        days = apps.retention_of(text(form, "retention_days"))
+        typed = merged(form, _typed(form), _kept(app))
+        days = apps.retention_of(typed["retention_days"])
         if (
             days != "ever"
             and days < (app.retention_days or apps.MAX_RETENTION_DAYS + 1)
             and text(form, "confirmed") != str(days)
             and (going := await too_old(app, request.app.state.event_store, days, datetime.now(UTC))).events
         ):
-            return await _retention_page(request, app, _typed(form), days, going)
+            return await _retention_page(request, app, typed, days, going)
         await apps.change_app(
             app,
-            name=text(form, "name"),
-            currency=text(form, "currency"),
-            timezone=text(form, "timezone"),
-            honour_privacy_signals=text(form, "honour_privacy_signals") == "1",
+            name=typed["name"],
+            currency=typed["currency"],
+            timezone=typed["timezone"],
+            honour_privacy_signals=typed["honour_privacy_signals"] == "1",
             retention_days=days,
         )
     except InvalidValue as error:
@@ -178,7 +186,16 @@ async def change(request: AnyRequest, member: Member, app: OurApp) -> Response[b
 async def _retention_page(
     request: AnyRequest, app: App, typed: dict[str, str], days: int, going: TooOld
 ) -> Response[bytes]:
-    return await render(request, "apps/retention.html", app=app, tab="settings", typed=typed, days=days, going=going)
+    return await render(
+        request,
+        "apps/retention.html",
+        app=app,
+        tab="settings",
+        typed=typed,
+        shown=urlencode(_kept(app)),
+        days=days,
+        going=going,
+    )
 
 
 @post("/apps/{app_id:str}/tokens")

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 from litestar import Response, get, post
@@ -19,7 +19,7 @@ from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is,
 from tenants.tables import App, Audience
 from tenants.typed_money import read_money
 from web.downloads import plain
-from web.forms import text
+from web.forms import merged, shown_again, text
 from web.guards import AnyRequest, Member, OurApp, Viewer
 from web.pages.people import in_words
 from web.rendering import NOTICES, go, plain_money, render
@@ -124,13 +124,29 @@ def _words(audience: Audience) -> list[str]:
     return [in_words(condition) for condition in audiences.segment_kept(audience).conditions]
 
 
+def _kept(audience: Audience) -> dict[str, str]:
+    """What the audience is, as its form sends it; its conditions in words."""
+    return {
+        "name": audience.name,
+        "audience_id": audience.audience_id,
+        "daily": "1" if audience.daily_at else "",
+        "segment": _in_one(audiences.segment_kept(audience)),
+    }
+
+
+def _in_one(segment: Segment) -> str:
+    # In the order of an address, which is that of what is kept.
+    return ", ".join(map(in_words, segment_of(segment.pairs()).conditions)) or "everybody known"
+
+
 async def _form(
     request: AnyRequest,
     app: App,
     audience: Audience | None,
-    form: dict[str, Any],
+    form: dict[str, str],
     rows: Sequence[ConditionRow],
     error: InvalidValue | None = None,
+    shown: str = "",
 ) -> Response[bytes]:
     empty = [ConditionRow() for _ in range(min(_MORE_ROWS, MAX_CONDITIONS - len(rows)))]
     return await render(
@@ -143,24 +159,21 @@ async def _form(
         form=form,
         rows=[*rows, *empty],
         kinds=KINDS,
+        shown=shown,
         errors={error.field: str(error)} if error else {},
     )
 
 
-def _typed(form: FormMultiDict) -> dict[str, Any]:
+def _typed(form: FormMultiDict) -> dict[str, str]:
     """What comes back when something is wrong: not the token."""
-    return {
-        "name": text(form, "name"),
-        "audience_id": text(form, "audience_id"),
-        "daily": text(form, "daily") == "1",
-    }
+    return {name: text(form, name) for name in ("name", "audience_id", "daily")}
 
 
 @get("/apps/{app_id:str}/audiences/new")
 async def new_page(request: AnyRequest, member: Member, app: OurApp) -> Response[bytes]:
     """The form of a new audience, of the segment that the address asks for."""
     del member
-    form = {"name": "", "audience_id": "", "daily": False}
+    form = {"name": "", "audience_id": "", "daily": ""}
     return await _form(request, app, None, form, _rows(segment_of(list(request.query_params.multi_items()))))
 
 
@@ -174,7 +187,14 @@ async def create(request: AnyRequest, member: Member, app: OurApp) -> Response[b
     now = datetime.now(UTC)
     try:
         audience = await audiences.create(
-            app, key, token=text(form, "audience_token"), segment=_segment(rows), now=now, **typed
+            app,
+            key,
+            typed["name"],
+            typed["audience_id"],
+            text(form, "audience_token"),
+            _segment(rows),
+            typed["daily"] == "1",
+            now,
         )
     except InvalidValue as error:
         return await _form(request, app, None, typed, rows, error)
@@ -226,8 +246,8 @@ async def change_page(request: AnyRequest, member: Member, app: OurApp, audience
     """The form with what it is now."""
     del member
     audience = await audiences.find(app, audience_id)
-    form = {"name": audience.name, "audience_id": audience.audience_id, "daily": bool(audience.daily_at)}
-    return await _form(request, app, audience, form, _rows(audiences.segment_kept(audience)))
+    kept = _kept(audience)
+    return await _form(request, app, audience, kept, _rows(audiences.segment_kept(audience)), shown=urlencode(kept))
 
 
 @post("/apps/{app_id:str}/audiences/{audience_id:int}/change")
@@ -241,9 +261,21 @@ async def change(request: AnyRequest, member: Member, app: OurApp, audience_id: 
     token = text(form, "audience_token")
     now = datetime.now(UTC)
     try:
-        anew = await audiences.change(app, key, audience, token=token, segment=_segment(rows), now=now, **typed)
+        segment, kept = _segment(rows), _kept(audience)
+        values = merged(form, typed | {"segment": _in_one(segment)}, kept)
+        anew = await audiences.change(
+            app,
+            key,
+            audience,
+            name=values["name"],
+            audience_id=values["audience_id"],
+            token=token,
+            segment=audiences.segment_kept(audience) if values["segment"] == kept["segment"] else segment,
+            daily=values["daily"] == "1",
+            now=now,
+        )
     except InvalidValue as error:
-        return await _form(request, app, audience, typed, rows, error)
+        return await _form(request, app, audience, typed, rows, error, shown_again(form, error))
     return go(f"/apps/{app.id}/audiences/{audience.id}", "audience-anew" if anew else "audience-saved")
 
 
