@@ -219,6 +219,22 @@ async def test_how_many_people_an_audience_has_is_said_before_it_is_pushed(
     )
 
 
+@pytest.mark.parametrize(
+    ("currency", "above"), [("EUR", 2500), ("JPY", 5), ("JPY", 5_000), ("KWD", 5_000), ("KWD", 1_234), ("CLF", 12_345)]
+)
+async def test_an_amount_is_saved_again_as_the_form_shows_it(
+    member: httpx.AsyncClient, shop: App, currency: str, above: int
+) -> None:
+    segment = segment_of([(f"revenue.{currency}", str(above))])
+    audience = await audiences.create(shop, KEY, "Buyers", "1", TOKEN, segment, False, NOW)
+    address = f"/apps/{shop.id}/audiences/{audience.id}/change"
+    shown = re.search('id="value-1" name="value" value="([^"]*)"', (await member.get(address)).text)
+    assert shown
+    form = {"kind": "revenue", "what": currency, "value": shown[1], "name": "Others", "audience_id": "1"}
+    assert (await member.post(address, data=form)).status_code == 303
+    assert audiences.segment_kept(await audiences.find(shop, audience.id)) == segment
+
+
 async def test_two_people_change_an_audience_at_once(
     owner: httpx.AsyncClient, member: httpx.AsyncClient, shop: App
 ) -> None:

@@ -61,7 +61,9 @@ def _rows(segment: Segment) -> list[ConditionRow]:
             case Did(token, times):
                 rows.append(ConditionRow("did", token, str(times)))
             case Earned(currency, above):
-                rows.append(ConditionRow("revenue", currency, plain_money(above, currency).replace(",", "")))
+                # Of three decimals `5.000` could be five thousand: one more says what it is.
+                more = "0" if MINOR_UNITS.get(currency) == 3 else ""
+                rows.append(ConditionRow("revenue", currency, plain_money(above, currency).replace(",", "") + more))
             case Is(field, value):
                 rows.append(ConditionRow("person", field.removeprefix("person."), value))
     return rows
