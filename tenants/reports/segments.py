@@ -174,7 +174,9 @@ def earned(currency: str, above: str, parameter: str = _REVENUE) -> Earned:
     """What a person brought. Raises InvalidValue for `parameter`, or for `currency`."""
     amount = _number(above, MAX_AMOUNT)
     if amount is None:
-        raise InvalidValue(parameter, "An amount is a whole number of minor units, 0 or more: 2500 is 25.00 EUR.")
+        raise InvalidValue(
+            parameter, "An amount is 0 or more. In an address it is a whole number of minor units: 2500 is 25.00 EUR."
+        )
     return Earned(currency_of(currency), amount)
 
 

@@ -282,7 +282,7 @@ async def test_two_people_change_an_audience_at_once(
         ({"kind": "revenue", "what": "EUR", "value": ""}, "Condition 1: Say more than how much"),
         ({"kind": "did", "what": "x", "value": "often"}, "Condition 1: How often"),
         ({"kind": "revenue", "what": "XYZ", "value": "1"}, "Condition 1: A currency is"),
-        ({"kind": "revenue", "what": "EUR", "value": "-1"}, "Condition 1: An amount is"),
+        ({"kind": "revenue", "what": "EUR", "value": "-1"}, "Condition 1: An amount is 0 or more. In an address it"),
         ({"kind": "revenue", "what": "EUR", "value": "much"}, "Condition 1: Write the amount in digits"),
         ({"kind": "evil", "what": "EUR", "value": "much"}, "Condition 1: Choose what it is about."),
         ({"kind": ["did", "person"], "what": ["x", "a..b"], "value": ["", "y"]}, "Condition 2: "),
