@@ -27,7 +27,18 @@ from tenants.facebook import facebook_key
 from tenants.known_browsers import known_browser_key
 from web.api import api, described
 from web.assets import Assets, static
-from web.guards import DEPENDENCIES, AnyRequest, Forbidden, FormRequest, LoginNeeded, OtherAccount, login_address
+from web.guards import (
+    DEPENDENCIES,
+    AnyRequest,
+    Forbidden,
+    FormRequest,
+    LoginNeeded,
+    OtherAccount,
+    asked_for,
+    login_address,
+    secrets_again,
+    sent_again,
+)
 from web.origin import SameOrigin
 from web.pages import PAGES
 from web.rendering import common, is_htmx, render_now, templates
@@ -191,7 +202,20 @@ def _problem(
         return Response(content, status_code=status, media_type=MediaType.JSON, headers=headers)
     request = cast("AnyRequest", request)
     template = "_error.html" if is_htmx(request) else "error.html"
-    response = render_now(request, template, status, title=title, detail=detail)
+    # Where trying again helps, nobody has to type it again.
+    sent = sent_again(request) if status in (401, 429, 503) else []
+    secret = secrets_again(request) if sent else {}
+    response = render_now(
+        request,
+        template,
+        status,
+        title=title,
+        detail=detail,
+        sent=sent,
+        secret=secret,
+        address=asked_for(request),
+        log_in=status == 401,
+    )
     response.headers.update(headers or {})
     if request.headers.get("hx-target") == "main":
         # The form that asked would look for a new page in this, and put nothing in the old one's place.
@@ -203,6 +227,9 @@ def _login_needed(request: AnyRequest, _error: Exception) -> Response[Any]:
     if is_htmx(request):
         # The whole page has to go there, not a part of it.
         return Response(b"", status_code=401, headers={"HX-Refresh": "true"})
+    if sent_again(request):
+        detail = "So nothing was changed. Log in in a new tab, then send it again from here: what you typed is kept."
+        return _problem(request, 401, detail, title="Your session has ended")
     return Response(b"", status_code=303, headers={"Location": login_address(request)})
 
 

@@ -33,6 +33,15 @@ LONGEST_IN_HEAD = 3_000
 
 AnyRequest = Request[None, None, State]
 
+# What never comes back, by the name of its field.
+SECRETS = {
+    "current_password": "Current password",
+    "email_password": "Current password",
+    "password": "Password",
+    "facebook_secret": "Facebook app secret",
+    "audience_token": "System access token",
+}
+
 
 class FormRequest(Request[Any, Any, Any]):
     """A request that is taken apart here, since anybody can send one.
@@ -74,7 +83,7 @@ class FormRequest(Request[Any, Any, Any]):
                     body = await self.body()
                     if body.count(b"&") >= MOST_PARAMETERS:
                         raise ClientException(f"A form has {MOST_PARAMETERS:,} fields at most.")
-                    self._form = FormMultiDict(_pairs(body))
+                    self._form = self.state.form = FormMultiDict(_pairs(body))
                 return self._form
         except TimeoutError:
             raise ClientException("This form took too long to be sent.", status_code=408) from None
@@ -184,12 +193,30 @@ def _cookie(request: AnyRequest, name: str, value: str, lifetime: timedelta) -> 
     )
 
 
+def asked_for(request: AnyRequest) -> str:
+    """Path and query that were asked for."""
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+
+
 def login_address(request: AnyRequest) -> str:
     """The login page, which leads back to what was asked for where a header can say that."""
-    asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    asked = asked_for(request)
     to = f"/login?next={quote(asked, safe='')}"
     # What a form sends to cannot be opened again.
     return to if request.method == "GET" and asked != "/" and len(to) <= LONGEST_IN_HEAD else "/login"
+
+
+def sent_again(request: AnyRequest) -> list[tuple[str, str]]:
+    """What somebody typed into the form that was sent, but for secrets: those are typed again."""
+    form: FormMultiDict | None = request.state.get("form") if request.method == "POST" else None
+    pairs = [(name, str(value)) for name, value in form.multi_items()] if form is not None else []
+    return [(name, value) for name, value in pairs if not value or name not in SECRETS]
+
+
+def secrets_again(request: AnyRequest) -> dict[str, str]:
+    """The secrets among that, by the names of their fields, as people call them."""
+    form: FormMultiDict | None = request.state.get("form")
+    return {name: said for name, said in SECRETS.items() if form is not None and form.get(name)}
 
 
 async def provide_viewer(request: AnyRequest) -> Me:

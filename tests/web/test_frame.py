@@ -1,6 +1,8 @@
 """The frame of the pages: assets, headers, other sites' forms, error pages, how numbers read."""
 
 import gzip
+import html
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from litestar._parsers import (  # pyright: ignore[reportPrivateUsage]
     parse_url_encoded_form_data,
 )
 
+from tenants.errors import Unavailable
 from tenants.keys import create_key
 from tenants.tables import App, Tenant
 from tenants.tokens import list_tokens
@@ -188,6 +191,48 @@ async def test_whoever_is_not_logged_in_is_led_to_the_login_and_back(anonymous: 
     assert reply.headers["location"] == "/login?next=%2Fapps%3Fperiod%3D7d%26params.x%3Da%2526b"
     fragment = await anonymous.get("/apps/counts", headers={"HX-Request": "true"})
     assert (fragment.status_code, fragment.headers["hx-refresh"]) == (401, "true")
+
+
+async def test_what_was_typed_is_kept_when_the_session_has_ended(
+    owner: httpx.AsyncClient, anonymous: httpx.AsyncClient, alice: Tenant
+) -> None:
+    typed = {"name": "R&D <b>", "currency": "EUR", "timezone": "UTC"}
+    address = f"/apps/new?account={alice.id}"
+    page = await anonymous.post(address, data=typed)
+    assert (page.status_code, page.headers["cache-control"]) == (401, "no-store")
+    assert "Your session has ended" in page.text
+    assert 'href="/login" target="_blank"' in page.text
+    assert f'<form method="post" action="{address}"' in page.text
+    kept = dict(re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', page.text))
+    assert {name: html.unescape(value) for name, value in kept.items()} == typed
+    # Logged in meanwhile, in another tab of the same browser.
+    assert (await owner.post(address, data=typed)).status_code == 303
+    # Secrets never come back: they are typed again.
+    reply = await anonymous.post(
+        "/account/profile/email", data={"email": "me@example.org", "email_password": "of mine"}
+    )
+    assert reply.status_code == 401
+    assert 'type="hidden" name="email" value="me@example.org"' in reply.text
+    assert '<input id="email_password" name="email_password" type="password" value=""' in reply.text
+    assert "of mine" not in reply.text
+    # Nothing was typed.
+    reply = await anonymous.post("/account/sessions/end-others")
+    assert (reply.status_code, reply.headers["location"]) == (303, "/login")
+    assert (await anonymous.post("/account", data=typed, headers={"HX-Request": "true"})).headers["hx-refresh"]
+
+
+async def test_what_was_typed_is_kept_while_a_database_is_away(
+    owner: httpx.AsyncClient, shop: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise Unavailable
+
+    monkeypatch.setattr("tenants.apps.change_app", away)
+    typed = {"name": "Store", "currency": "EUR", "timezone": "UTC", "retention_days": ""}
+    page = await owner.post(f"/apps/{shop.id}/settings", data=typed)
+    assert page.status_code == 503
+    assert dict(re.findall(r'type="hidden" name="([^"]*)" value="([^"]*)"', page.text)) == typed
+    assert "Send it again" in page.text
 
 
 @pytest.mark.parametrize(
