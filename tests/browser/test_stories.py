@@ -587,6 +587,21 @@ def test_the_generator_gives_the_pixel_that_was_asked_for(page: Page, javascript
     expect(page.locator("#code-1")).to_contain_text(encoded[0])
 
 
+def test_what_is_too_long_to_be_sent_is_told_from_a_server_that_is_away(page: Page, machine: Machine) -> None:
+    mine = open_shop(machine, hits=False)
+    mine.log_in(page)
+    page.goto(mine.path("/snippet?as=json&event_token=x"))
+    values = page.get_by_label("Values as JSON")
+    for length in (70_000, 100_000):
+        values.fill("x" * length)
+        expect(page.get_by_text("This is too long to be sent.")).to_be_visible()
+        values.fill('{"a": 1}')
+        expect(page.get_by_text("This is too long to be sent.")).to_be_hidden()
+    values.fill("x" * 100_000)
+    page.get_by_role("button", name="Send a test hit").click()
+    expect(page.locator("#test").get_by_text("This is longer than anything that can be kept.")).to_be_visible()
+
+
 def test_the_generator_in_every_tab(page: Page, javascript: bool, shop: Shop) -> None:
     shop.log_in(page)
     page.goto(shop.path("/snippet?event_token=signup&target=node&as=json&json=%7B%22plan%22%3A%22pro%22%7D"))

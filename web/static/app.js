@@ -146,14 +146,16 @@ document.addEventListener("change", (event) => {
 // place of what asks again and again it would be the end of that.
 const ours = (xhr) => xhr.status > 0 && (xhr.status < 400 || /HX-Request/i.test(xhr.getResponseHeader("Vary") ?? ""));
 
-// The server could not be reached at all, or not in time.
+// The server could not be reached at all, or not in time; or it takes nothing so long.
 function unreachable(event) {
   const target = event.detail.target;
   if (!target || target.querySelector(":scope > .offline")) return;
   const notice = document.createElement("p");
   notice.className = "notice bad offline";
   notice.setAttribute("role", "alert");
-  notice.textContent = "No answer from the server. Check the connection, then reload the page.";
+  notice.textContent = [413, 414, 431].includes(event.detail.xhr?.status)
+    ? "This is too long to be sent. Shorten what you typed."
+    : "No answer from the server. Check the connection, then reload the page.";
   target.prepend(notice);
 }
 for (const name of ["htmx:sendError", "htmx:timeout"]) document.addEventListener(name, unreachable);
