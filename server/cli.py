@@ -357,7 +357,7 @@ async def _tenant_delete(settings: Settings, arguments: Arguments) -> int:
 @_with_database
 async def _user_password(settings: Settings, arguments: Arguments) -> int:
     del settings
-    user = await User.objects().where(User.email == arguments.email.strip().lower()).first()
+    user = await User.objects().where(User.email == accounts.clean_email(arguments.email)).first()
     if user is None:
         raise _Stop(f"nobody has the e-mail address {arguments.email}")
     password = arguments.password
@@ -600,7 +600,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="onepx",
         description="A multi-tenant tracking pixel service: durable hits, events and revenue per app.",
-        epilog="Settings come from the environment, all named ONEPX_…; `onepx check` shows them. "
+        epilog="Settings come from the environment, all named ONEPX_something; `onepx check` shows them. "
         "Every verb works while the server runs.",
     )
     parser.add_argument("--version", action="version", version=f"onepx {version('onepx')}")

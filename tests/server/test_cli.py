@@ -102,6 +102,8 @@ def test_for_people_the_first_line_is_the_thing_itself(environment: Environment)
         (["app", "rotate", "--tenant", "none@example.com", "--token", "x"], "none@example.com"),
         (["app", "rotate", "--tenant", "a@example.com", "--token", "x", "--overlap-hours", "-1"], "hours"),
         (["key", "create", "--tenant", "none@example.com", "--name", "x"], "none@example.com"),
+        # An argument that is no UTF-8.
+        (["user", "password", "--email", "\udcff@example.com", "--password", "0123456789"], "no e-mail address"),
         (["serve", "--port", "0"], "ONEPX_PORT"),
         (["serve", "--workers", "2"], "ONEPX_EVENTS_URL"),
         (["serve", "--workers", "none"], "whole number above zero"),
