@@ -245,10 +245,14 @@ def _other_account(request: AnyRequest, error: Exception) -> Response[Any]:
 def _not_found(request: Request[Any, Any, Any], _error: Exception) -> Response[Any]:
     if request.url.path.startswith("/api/"):
         return _problem(request, 404, "There is nothing here, or not for this API key.")
-    detail = "There is nothing at this address, or it is not yours."
+    title, detail = "Not found", "There is nothing at this address, or it is not yours."
+    if request.method == "POST":
+        # A page that was open for a while, or a second click.
+        title = "Not there any more"
+        detail = "What this form was about is gone: somebody removed it meanwhile, maybe you in another tab."
     if request.url.path.startswith("/apps/"):
         detail += " If you belong to several accounts, switch to the other one at Account, then open it again."
-    return _problem(request, 404, detail, title="Not found")
+    return _problem(request, 404, detail, title=title)
 
 
 def _invalid(request: Request[Any, Any, Any], error: InvalidValue) -> Response[Any]:

@@ -286,6 +286,25 @@ async def test_invitations_are_made_and_withdrawn(owner: httpx.AsyncClient, stra
         await members.find_invitation(token, datetime.now(UTC))
 
 
+async def test_a_form_about_what_is_gone_says_so(site: Site, owner: httpx.AsyncClient, alice: Tenant) -> None:
+    page = await owner.post("/account/people", data={"email": "nora@example.org", "role": "viewer"})
+    token = re.findall(r"/join/([\w-]{43})", page.text)[0]
+    open_page = re.findall(r'action="(/account/invitations/\d+/withdraw)"', page.text)[0]
+    await members.join_as_new(token, "Nora", "a password of hers", datetime.now(UTC))
+    # Not that the link opens nothing: she is in.
+    page = await owner.post(open_page)
+    assert page.status_code == 404
+    assert (
+        "This invitation was open no longer. If somebody used it, they belong to the account: see below." in page.text
+    )
+    assert "nora@example.org" in page.text
+    remove = f"/account/people/{(await user('nora@example.org')).id}/remove"
+    assert (await owner.post(remove)).status_code == 303
+    page = await owner.post(remove)
+    assert page.status_code == 404
+    assert "somebody removed it meanwhile" in page.text
+
+
 async def test_a_key_is_shown_once_and_revoked(
     member: httpx.AsyncClient, viewer: httpx.AsyncClient, stranger: httpx.AsyncClient
 ) -> None:

@@ -304,9 +304,15 @@ async def remove(request: AnyRequest, owner: Owner, user_id: FromPath[int]) -> R
 
 
 @post("/account/invitations/{invitation_id:int}/withdraw")
-async def withdraw(owner: Owner, invitation_id: FromPath[int]) -> Response[bytes]:
+async def withdraw(request: AnyRequest, owner: Owner, invitation_id: FromPath[int]) -> Response[bytes]:
     """An invitation no more."""
-    await members.withdraw(owner.tenant, invitation_id)
+    try:
+        await members.withdraw(owner.tenant, invitation_id)
+    except NotFound:
+        says = "This invitation was open no longer. If somebody used it, they belong to the account: see below."
+        page = await _people_page(request, owner, {"people": says})
+        page.status_code = 404
+        return page
     return go("/account/people", "withdrawn")
 
 
