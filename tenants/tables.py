@@ -5,6 +5,7 @@ Times are timezone-aware UTC. Secrets (passwords, API keys, session tokens) are 
 # Piccolo keeps a table's engine in `_meta`, and its annotations leave type arguments open.
 # pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
+import unicodedata
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from typing import Any
@@ -489,12 +490,20 @@ async def lock_user(user_id: int) -> bool:
     return found != []
 
 
+# Words in Persian, Sinhala and others are written with them, and many emoji.
+_JOINERS: dict[int, None] = {0x200C: None, 0x200D: None}
+# Controls, formats, halves of characters, ends of lines. Python calls other spaces than ours (Japanese names have one)
+# and emoji younger than itself not printable, too.
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
 def clean_name(name: str) -> str:
-    """The name stripped; raises InvalidValue unless 1-100 printable characters are left."""
+    """The name stripped; raises InvalidValue unless 1-100 characters are left that can be seen."""
     name = name.strip()
     if not 1 <= len(name) <= 100:
         raise InvalidValue("name", "A name has 1 to 100 characters.")
-    if not name.isprintable():
+    seen = name.translate(_JOINERS)
+    if not seen or any(unicodedata.category(character) in _UNSEEN for character in seen):
         raise InvalidValue("name", "This name has a character that cannot be shown, such as a line break.")
     return name
 

@@ -119,6 +119,30 @@ async def test_each_tenant_has_so_many_apps(
     assert await App.count() == 2
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "山田　太郎",
+        "Chez\u00a0Paul",
+        "شرکت می\u200cخواهم",
+        "ශ්\u200dරී ලංකා",
+        "👨\u200d👩\u200d👧 Shop",
+        # Of Unicode 15, 16 and 17: Pythons of 2022 know none of them.
+        "\U0001fae8 \U0001fae9 \U0001faea",
+    ],
+)
+async def test_names_as_people_write_them(database: Database, alice: Tenant, name: str) -> None:
+    _, token = await apps.create_app(alice, name)
+    assert (await apps.app_by_token(alice, token)).name == name
+
+
+@pytest.mark.parametrize("name", ["\u3000", "\u200d", "\u200b", "a\u202eb", "a\nb", "a\u2028b", "a\0", "a\udcff"])
+async def test_names_that_nobody_can_read(database: Database, alice: Tenant, name: str) -> None:
+    with pytest.raises(InvalidValue) as refused:
+        await apps.create_app(alice, name)
+    assert refused.value.field == "name"
+
+
 @pytest.mark.parametrize("currency", ["", "US", "XYZ", "usd1", "US\0"])
 async def test_currencies_that_are_none(database: Database, alice: Tenant, currency: str) -> None:
     with pytest.raises(InvalidValue) as refused:
