@@ -8,6 +8,7 @@ in and see nothing, and their e-mail address is free to sign up or be invited ag
 
 import asyncio
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -331,6 +332,10 @@ async def _off_the_loop(work: Callable[[], T], address: str) -> T:
 
 
 def _password_bytes(password: str) -> bytes:
+    # One keyboard gives ế as one character, another as three (RFC 8265). What is too long is refused either way, and
+    # would take quadratic time.
+    if len(password) <= MAX_PASSWORD_BYTES:
+        password = unicodedata.normalize("NFC", password)
     # A command line argument that is no UTF-8 reaches us as lone surrogates.
     return password.encode(errors="surrogatepass")
 

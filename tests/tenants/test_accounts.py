@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
@@ -293,6 +294,18 @@ async def test_log_in(database: Database) -> None:
     assert await accounts.authenticate("nobody@example.org", PASSWORD) is None
     assert await accounts.authenticate("no address", PASSWORD) is None
     assert await accounts.authenticate("alice@example.org", "x" * 2000) is None
+
+
+async def test_a_password_is_the_same_on_every_keyboard(database: Database) -> None:
+    as_typed = "Tiếng Việt của tôi"
+    one, several = (unicodedata.normalize(form, as_typed) for form in ("NFC", "NFD"))
+    assert one != several
+    await accounts.create_tenant("Alice", "alice@example.org", several)
+    await accounts.create_tenant("Bob", "bob@example.org", one)
+    for email in ("alice@example.org", "bob@example.org"):
+        for password in (one, several):
+            assert await accounts.authenticate(email, password) is not None
+        assert await accounts.authenticate(email, as_typed.replace("ế", "é")) is None
 
 
 async def test_no_log_in_before_a_password_is_set(database: Database, alice: Tenant) -> None:
