@@ -7,6 +7,7 @@ in and see nothing, and their e-mail address is free to sign up or be invited ag
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import asyncio
+import contextlib
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TypeVar
 
+import idna
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
@@ -353,6 +355,11 @@ def clean_email(email: str) -> str:
 
 def _clean_address(email: str) -> str:
     email = email.strip().lower()
+    name, at, domain = email.rpartition("@")
+    if not domain.isascii() and len(email) <= 254:
+        # Some browsers send bücher.de as it is spelled for the network, others as it was typed.
+        with contextlib.suppress(UnicodeError):
+            email = name + at + idna.encode(domain, uts46=True).decode()
     if len(email) > 254 or not email.isprintable() or not re.fullmatch(r"[^@\s]+@[^@\s.]+(\.[^@\s.]+)+", email):
         raise InvalidValue("email", _NO_ADDRESS)
     return email

@@ -308,6 +308,22 @@ async def test_a_password_is_the_same_on_every_keyboard(database: Database) -> N
         assert await accounts.authenticate(email, as_typed.replace("ế", "é")) is None
 
 
+@pytest.mark.parametrize(
+    ("typed", "other"),
+    [
+        ("ann@bücher.example", "ann@xn--bcher-kva.example"),
+        ("ann@Straße.example", "ANN@xn--strae-oqa.example"),
+        ("ann@ｂｏｏｋｓ。example", "ann@books.example"),
+        ("ann@bo\u200boks.example", "ann@books.example"),
+        ("ann@\u0661.example", "ann@\u0661.example"),
+    ],
+)
+async def test_a_domain_is_the_same_in_every_browser(database: Database, typed: str, other: str) -> None:
+    await accounts.create_tenant("Alice", typed, PASSWORD)
+    for email in (typed, other):
+        assert await accounts.authenticate(email, PASSWORD) is not None
+
+
 async def test_no_log_in_before_a_password_is_set(database: Database, alice: Tenant) -> None:
     user = await User.objects().get(User.email == "alice@example.org")
     assert user is not None
