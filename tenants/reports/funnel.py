@@ -119,7 +119,7 @@ def window_of(within: str, unit: str) -> timedelta:
         raise InvalidValue("unit", f"Choose one of {', '.join(UNITS)}.")
     if within:
         if not re.fullmatch(r"[0-9]{1,6}", within):
-            raise InvalidValue("within", "Give a whole number.")
+            raise InvalidValue("within", f"Give a whole number: {MAX_WINDOW.days} days are the most.")
         number = int(within)
     window = timedelta(**{named: number})
     if not timedelta(0) < window <= MAX_WINDOW:

@@ -296,6 +296,8 @@ async def test_what_is_no_audience_comes_back_with_what_is_wrong(
     reply = await member.post(f"/apps/{shop.id}/audiences/new", data=FORM | form)
     assert reply.status_code == 422
     assert says in reply.text
+    if numbered := re.match("Condition ([0-9])", says):
+        assert f'id="kind-{numbered[1]}" name="kind" autofocus>' in reply.text
     # What was chosen is still there.
     assert kind == "evil" or f'<option value="{kind}" selected>' in reply.text
     assert TOKEN not in reply.text

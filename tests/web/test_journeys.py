@@ -189,6 +189,7 @@ async def test_each_filter_can_be_removed(owner: httpx.AsyncClient, shop: App) -
         (f"{FUNNEL}&step1.currency=EURO", "A currency is an ISO 4217 code"),
         (f"{FUNNEL}&within=0", "366 days at most"),
         (f"{FUNNEL}&within=x&do=show", "whole number"),
+        (f"{FUNNEL}&within=9999999&do=show", "days are the most"),
         (f"{FUNNEL}&unit=weeks", "minutes, hours, days"),
         (f"{FUNNEL}&by=a..b", "Name one of"),
         (f"{FUNNEL}&do=filter&step1.field=a..b&step1.how=is", "Name one of"),
