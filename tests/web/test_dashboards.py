@@ -179,6 +179,14 @@ async def test_a_filter_is_added_by_a_form_and_stands_in_the_address(owner: http
     assert f'href="/apps/{busy_shop.id}/revenue?period=7d&amp;event_token=signup"' in page
 
 
+async def test_days_in_the_wrong_order_come_back_to_be_changed(owner: httpx.AsyncClient, shop: App) -> None:
+    page = (await owner.get(f"/apps/{shop.id}/revenue?period=custom&from=2026-03-20&to=2026-03-02")).text
+    assert "The last day is before the first." in page
+    assert '<option value="custom" selected>' in page
+    assert 'name="from" value="2026-03-20"' in page
+    assert 'name="to" value="2026-03-02"' in page
+
+
 @pytest.mark.parametrize(
     ("query", "said"),
     [
