@@ -19,7 +19,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE
+from litestar.status_codes import HTTP_405_METHOD_NOT_ALLOWED, HTTP_413_REQUEST_ENTITY_TOO_LARGE
 from litestar.types import Scope
 
 from tenants.errors import Busy, InvalidValue, NotFound, TooManyTries, Unavailable
@@ -286,6 +286,9 @@ def _http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     detail, more = error.detail, dict[str, Any]()
     if error.status_code == HTTP_413_REQUEST_ENTITY_TOO_LARGE:
         detail = "This is longer than anything that can be kept. Go back and shorten what you typed."
+    if error.status_code == HTTP_405_METHOD_NOT_ALLOWED and request.method == "GET":
+        # What is wrong with a form stands at the address that it is sent to: reloaded later, that has no page.
+        detail = "Forms are sent to this address; it shows nothing by itself. Go back to the page with the form."
     if isinstance(error.extra, list) and error.extra:
         # Litestar's own checks of parameters are told as ours are.
         wrong = cast("list[dict[str, str]]", error.extra)[0]

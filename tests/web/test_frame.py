@@ -169,6 +169,9 @@ async def test_errors_are_pages_for_people_and_json_for_programs(anonymous: http
     assert page.status_code == 404
     assert page.headers["content-type"].startswith("text/html")
     assert "<h1>Not found</h1>" in page.text
+    page = await anonymous.get("/account/profile/email")
+    assert page.status_code == 405
+    assert "Forms are sent to this address" in page.text
     program = await anonymous.get("/api/v1/nothing-here")
     assert program.status_code == 404
     assert program.json()["status_code"] == 404
