@@ -19,7 +19,7 @@ from server.database import Database
 from server.journal import HitTuple, Segment, encode_frame
 from server.settings import Settings
 from tenants import accounts, apps, keys
-from tenants.errors import NotFound
+from tenants.errors import NotFound, SeveralTenants
 from tenants.snippets import encode_params
 from tenants.tables import App, User
 
@@ -122,6 +122,8 @@ async def _make_app(settings: Settings, password: str) -> tuple[App, str, str]:
         await database.migrate()
         try:
             tenant = await accounts.tenant_by_email(_EMAIL)
+        except SeveralTenants as error:
+            raise CannotStart(f"{_EMAIL} owns several tenants ({error}). Have it leave the others.") from None
         except NotFound:
             tenant, _ = await accounts.create_tenant("Demo", _EMAIL, None)
         owner = await User.objects().where(User.email == _EMAIL).first()

@@ -268,6 +268,21 @@ def test_the_demo_waits_in_the_journal_for_a_server(environment: Environment) ->
     assert list(Path(environment["ONEPX_DATA_DIR"], "journal").glob("*.journal"))
 
 
+def test_a_demo_whose_owner_joined_another_tenant_says_so(environment: Environment) -> None:
+    told(environment, "tenant", "create", "--email", "demo@example.com", "--name", "Demo")
+    told(environment, "tenant", "create", "--email", "ann@example.com", "--name", "Ann")
+    database = sqlite3.connect(Path(environment["ONEPX_DATA_DIR"], "control.sqlite3"))
+    with contextlib.closing(database), database:
+        database.execute(
+            "INSERT INTO membership (tenant, user, role) SELECT tenant.id, users.id, 'owner' FROM tenant, users "
+            "WHERE tenant.name = 'Ann' AND users.email = 'demo@example.com'"
+        )
+    done = run(environment, "demo")
+    assert done.returncode == 2
+    assert done.stderr.startswith("onepx: demo@example.com owns several tenants (demo@example.com/")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_nothing_set_aside(environment: Environment) -> None:
     assert told(environment, "digest", "show") == {"set_aside": []}
     assert told(environment, "digest", "retry") == {"retried": 0}
