@@ -179,6 +179,8 @@ async def test_an_older_name_of_a_time_zone_is_kept(owner: httpx.AsyncClient, sh
     await apps.change_app(shop, timezone="Etc/GMT+3")
     page = await owner.get(f"/apps/{shop.id}/settings")
     assert '<option value="Etc/GMT+3" selected>' in page.text
+    # And offered for the next app.
+    assert '<option value="Etc/GMT+3" selected>' in (await owner.get("/apps/new")).text
 
 
 async def test_a_viewer_sees_the_settings_and_changes_nothing(viewer: httpx.AsyncClient, shop: App) -> None:

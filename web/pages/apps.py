@@ -65,9 +65,12 @@ def _kept(app: App) -> dict[str, str]:
 
 def _choices(form: dict[str, str]) -> dict[str, Any]:
     """What the menus of a form offer, and what stands in its fields."""
+    zones = apps.timezones()
+    # A browser's own may have another name; whoever does not look at the menu keeps it.
+    zones = zones if form["timezone"] in zones else [form["timezone"], *zones]
     return {
         "currencies": [(code, code) for code in sorted(MINOR_UNITS)],
-        "timezones": [(zone, zone.replace("_", " ")) for zone in apps.timezones()],
+        "timezones": [(zone, zone.replace("_", " ")) for zone in zones],
         "form": form,
     }
 
