@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +70,10 @@ _PATH_MOST = 1_000
 # API's last 1,024 addresses it keeps, whoever sent them; there the most are 30 filters and 8 steps.
 _PARAMETERS_MOST = 1_000
 _API_PARAMETERS_MOST = 200
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
+# What nobody asked for is read up to here: a browser's sendBeacon sends as much at most.
+_BODY_MOST = 64 * 1024
+_BODY_SECONDS = 5.0
 # Of a request's line and headers: an address as long as there may be, 64 kB, and what proxies let through. Granian's
 # default is four times that.
 _HEAD_BYTES = 96 * 1024
@@ -134,6 +138,34 @@ async def _head(pages: ASGIApp, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _reading_all(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Both so that an answer begins when the request's body was read, by whoever answers or else here.
+
+    Granian ends a connection where it was not, and the answer says nothing of it: a proxy sends the next hit on it, and
+    whoever still sends the body gets no answer at all.
+    """
+    whole = False
+
+    async def read() -> Mapping[str, Any]:
+        nonlocal whole
+        message = await receive()
+        whole = not message.get("more_body", False)
+        return message
+
+    async def answer(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start" and not whole:
+            left = _BODY_MOST
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_BODY_SECONDS):
+                    while not whole and left > 0:
+                        left -= len((await read()).get("body", b""))
+            if not whole:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    return read, answer
+
+
 def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
     """Pixels first, before any router or middleware of the pages sees them."""
 
@@ -141,6 +173,8 @@ def dispatch(pixel: Pixel, operations: Operations, pages: ASGIApp) -> ASGIApp:
         if scope["type"] != "http":
             await pages(scope, receive, send)
             return
+        if scope["method"] not in _WITHOUT_BODY:
+            receive, send = _reading_all(receive, send)
         path: str = scope["path"]
         if path.endswith(".gif") and not path.startswith("/static/"):
             try:

@@ -3,10 +3,11 @@
 import random
 import re
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
-from machine import SOON, App, Machine, wait_until
+from machine import SOON, App, Client, Machine, wait_until
 
 ROUNDS = 4000
 SEED = 7
@@ -190,6 +191,38 @@ def test_pipelined_requests_are_answered_in_their_order(shared: Machine, app: Ap
     received = exchange(shared.process.port, "\r\n".join([*requests, last, ""]).encode())
     assert statuses(received) == [200, 404, 200, 404] * 25
     wait_until(lambda: len(app.events()) == 50, SOON)
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        ("{pixel}", "", 405),
+        ("/nothing", "Sec-Fetch-Site: same-origin\r\n", 404),
+        ("/apps", "Sec-Fetch-Site: same-origin\r\n", 405),
+        ("/login", "", 403),
+        ("/api/v1/apps", "", 405),
+        ("/healthz", "", 200),
+    ],
+)
+def test_after_a_body_that_nobody_wanted_the_connection_goes_on_or_says_that_it_ends(
+    shared: Machine, any_app: App, target: str, headers: str, status: int
+) -> None:
+    """A proxy sends somebody else's hit on it."""
+    pixel = any_app.target("event_token=a")
+    for length, goes_on in ((60_000, True), (70_000, False)):
+        request = f"POST {target.format(pixel=pixel)} HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: {length}\r\n\r\n"
+        client = Client(shared.process.port)
+        client.write(request.encode())
+        time.sleep(0.05)
+        client.write(b"x" * (length - 1))
+        if goes_on:
+            time.sleep(0.05)
+            client.write(b"x")
+        reply = client.finish()
+        assert (reply.status, reply.all("connection")) == (status, [] if goes_on else ["close"])
+        if goes_on:
+            assert client.send(pixel).status == 200
+        client.close()
 
 
 def test_the_server_is_well_after_all_this(shared: Machine, app: App) -> None:
