@@ -14,7 +14,7 @@ from litestar import Request, Response
 from litestar.datastructures import URL, Cookie, FormMultiDict, State
 from litestar.di import NamedDependency, Provide
 from litestar.enums import RequestEncodingType
-from litestar.exceptions import ClientException
+from litestar.exceptions import ClientException, InternalServerException
 from litestar.params import FromPath, SkipValidation
 from litestar.types import Empty, Receive, Scope, Send
 
@@ -89,6 +89,9 @@ class FormRequest(Request[Any, Any, Any]):
             raise ClientException("This form took too long to be sent.", status_code=408) from None
         except (LookupError, UnicodeError):
             raise ClientException("This form is in an encoding that cannot be read.") from None
+        except InternalServerException:
+            # So Litestar says that its sender went away, which is no mistake of ours to be logged.
+            raise ClientException("This form ended too early.") from None
 
 
 def _pairs(sent: bytes) -> list[tuple[str, str]]:

@@ -225,5 +225,18 @@ def test_after_a_body_that_nobody_wanted_the_connection_goes_on_or_says_that_it_
         client.close()
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_whoever_goes_away_in_the_middle_of_a_form_is_no_mistake_of_ours(shared: Machine, kind: str) -> None:
+    """Else anybody could fill the log with errors; that it has none is seen at the end."""
+    client = Client(shared.process.port)
+    client.write(
+        f"POST /login HTTP/1.1\r\nHost: a\r\nSec-Fetch-Site: same-origin\r\nContent-Type: {kind}\r\n"
+        "Content-Length: 50\r\n\r\nemail=a".encode()
+    )
+    time.sleep(0.1)
+    client.close()
+    time.sleep(0.5)
+
+
 def test_the_server_is_well_after_all_this(shared: Machine, app: App) -> None:
     assert_well(shared, app)
