@@ -509,6 +509,13 @@ async def reader(anonymous: httpx.AsyncClient, alice: Tenant, told: App) -> Read
     return Reader(anonymous, token.token, key)
 
 
+async def test_a_plus_in_an_address_needs_no_escape(reader: Reader, told: App) -> None:
+    await know(told, BOB, email="bob+shop@example.org")
+    for sent in ("bob+shop@example.org", "bob%2Bshop@example.org", "%20BOB+shop@example.org%20"):
+        found = await reader.json(f"people?email={sent}")
+        assert [each["id"] for each in found["people"]] == [str(BOB)], sent
+
+
 async def test_people_are_read_back(reader: Reader) -> None:
     found = await reader.json("people?email=ANN@example.org&uuid=4711")
     (ann,) = found["people"]

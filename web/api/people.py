@@ -133,7 +133,8 @@ async def people_list(
         currency=currency,
         segment=segment_of(list(request.query_params.multi_items())),
         uuid=uuid,
-        email=email,
+        # An address has no space in it: one is the + that was not escaped.
+        email=email and email.strip().replace(" ", "+"),
         fbid=fbid,
         text=search,
         properties=True,
