@@ -45,7 +45,7 @@ _text = msgspec.json.Decoder(str)
 _encode = msgspec.json.Encoder().encode
 
 
-async def export_person(app: App, store: Store, person: UUID, now: datetime) -> AsyncIterator[bytes]:
+async def export_person(app: App, store: Store, person: UUID, now: datetime) -> AsyncGenerator[bytes]:
     """The object, once its first bytes are there. `person` is the survivor's id, of somebody known or not.
 
     Raises Busy when too many exports run, Unavailable.

@@ -2,20 +2,23 @@
 # The reference is checked as the JSON it is.
 # pyright: reportPrivateUsage=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import asyncio
 import csv
+import gc
 import html
 import io
 import json
 import re
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import httpx
 import msgspec
 import pytest
-from application import Site
+from application import HOST, Site
 
 from server.event_store import EventStore
 from tenants import apps, keys
@@ -216,6 +219,55 @@ async def test_lists_are_of_a_period_or_of_all_that_is_kept(ours: Reader, event_
     assert whole.headers["content-disposition"] == 'attachment; filename="shop.csv"'
     assert re.search(r'filename="shop-\d{4}-.*\.parquet"', month.headers["content-disposition"])
     assert month.content[:4] == month.content[-4:] == b"PAR1"
+
+
+async def test_who_goes_away_ends_the_export(
+    site: Site, ours: Reader, event_store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[bytes]:
+        try:
+            while True:
+                yield b"more"
+        finally:
+            ended.set()
+
+    async def stream(*_: Any) -> AsyncGenerator[bytes]:
+        return endless()
+
+    monkeypatch.setattr(event_store, "stream", stream)
+    sent = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            sent.set()
+            await asyncio.Event().wait()  # nothing is taken any more
+
+    async def receive() -> Any:
+        if sent.is_set():
+            return {"type": "http.disconnect"}
+        await sent.wait()
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/api/v1/apps/{ours.token}/export",
+        "query_string": b"",
+        "headers": [(b"host", HOST.encode()), (b"authorization", f"Bearer {ours.key}".encode())],
+        "client": ("192.0.2.7", 40_000),
+        "server": (HOST, 80),
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+    gc.disable()
+    try:
+        async with asyncio.timeout(5):
+            await site.app(cast("Any", scope), receive, send)
+            await ended.wait()
+    finally:
+        gc.enable()
 
 
 REFUSED = [

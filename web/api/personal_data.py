@@ -16,6 +16,7 @@ from tenants.deletions import delete_person, find_person, list_deletions
 from tenants.person_exports import export_person
 from tenants.tables import Deletion
 from web.api.access import GivenApp, GivenKey, GivenStore
+from web.downloads import streamed
 
 PersonId = Annotated[
     str,
@@ -91,7 +92,7 @@ async def export(app: GivenApp, store: GivenStore, person_id: PersonId) -> Strea
     """
     person = await find_person(app, store, person_id)
     parts = await export_person(app, store, person, datetime.now(UTC))
-    return Stream(parts, media_type="application/json", headers={"Cache-Control": "no-store"})
+    return streamed(parts, "application/json")
 
 
 @delete(

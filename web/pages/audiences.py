@@ -1,6 +1,6 @@
 """An app's Custom Audiences: who is in them, pushing them to Meta, and the file for Meta's upload form."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -18,7 +18,7 @@ from tenants.facebook import facebook_app_id
 from tenants.reports.segments import MAX_CONDITIONS, Condition, Did, Earned, Is, Segment, did, earned, is_, segment_of
 from tenants.tables import App, Audience
 from tenants.typed_money import read_money
-from web.downloads import plain
+from web.downloads import plain, streamed
 from web.forms import merged, shown_again, text
 from web.guards import AnyRequest, Member, OurApp, Viewer
 from web.pages.people import in_words
@@ -325,17 +325,10 @@ async def _download(request: AnyRequest, app: App, segment: Segment, name: str) 
         detail = "Other exports are running. Wait until one is done, then try again."
         return await render(request, "error.html", 429, title="No download", detail=detail)
     file = f"{plain(name) or 'audience'}-{datetime.now(UTC):%Y-%m-%d}.csv"
-    return Stream(
-        _sent(first, form),
-        media_type="text/csv",
-        headers={
-            "Content-Disposition": f'attachment; filename="{file}"',
-            "Cache-Control": "no-store",
-        },
-    )
+    return streamed(_sent(first, form), "text/csv", file)
 
 
-async def _sent(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _sent(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     yield first
     async for chunk in rest:
         yield chunk

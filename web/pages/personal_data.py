@@ -13,6 +13,7 @@ from tenants.errors import Busy
 from tenants.identifiers import Known, known
 from tenants.person_exports import export_person
 from tenants.tables import App
+from web.downloads import streamed
 from web.forms import is_name, text
 from web.guards import AnyRequest, Member, OurApp
 from web.rendering import NOTICES, go, render
@@ -36,14 +37,7 @@ async def export(
     except Busy:
         detail = "Other exports are running. Wait until one is done, then try again."
         return await render(request, "error.html", 429, title="No export", detail=detail)
-    return Stream(
-        parts,
-        media_type="application/json",
-        headers={
-            "Content-Disposition": f'attachment; filename="person-{person}.json"',
-            "Cache-Control": "no-store",
-        },
-    )
+    return streamed(parts, "application/json", f"person-{person}.json")
 
 
 async def _ask(request: AnyRequest, app: App, person: UUID, status: int = 200, typed: str = "") -> Response[bytes]:
