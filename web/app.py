@@ -117,7 +117,7 @@ def create_app(
             render_plugins=[_ReferencePage(), _ReferenceFile()],
             use_handler_docstrings=True,
             components=Components(
-                security_schemes={"API key": SecurityScheme(type="http", scheme="bearer")},
+                security_schemes={"api_key": SecurityScheme(type="http", scheme="bearer")},
             ),
         ),
         # Forms are read on the loop that takes hits, where a megabyte is a second; ours need little more than a hit.

@@ -435,6 +435,8 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     assert not any("'" in command for command in commands)
     for operation in operations:
         assert {"400", "401", "404", "429", "503"} < operation["responses"].keys()
+    names = [name for kind in document["components"].values() for name in kind]
+    assert [name for name in names if not re.fullmatch(r"[A-Za-z0-9._-]+", name)] == [], "no tool reads the document"
     described = document["components"]["schemas"]
     assert [name for name, schema in described.items() if not schema.get("description")] == []
     assert "null" in page

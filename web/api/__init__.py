@@ -23,7 +23,7 @@ api = Router(
         "during": Provide(reports.provide_span, sync_to_thread=False),
         "which": Provide(reports.provide_filters, sync_to_thread=False),
     },
-    security=[{"API key": []}],
+    security=[{"api_key": []}],
     tags=["Reading back"],
 )
 
