@@ -421,6 +421,8 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
         assert content["application/json"]["example"] == EXAMPLES[name]
     file = document["paths"]["/api/v1/apps/{app_token}/export"]["get"]["responses"]["200"]["content"]
     assert file["text/csv"]["example"] == EXAMPLES["export_events"]
+    assert file["application/vnd.apache.parquet"]["schema"]["format"] == "binary"
+    assert "with <code>text/csv</code> or <code>application/vnd.apache.parquet</code>" in page
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     shown = [operation["operationId"] for operation in operations if '"example"' in json.dumps(operation["responses"])]
     assert sorted(shown) == sorted(EXAMPLES), "every operation has one"

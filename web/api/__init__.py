@@ -7,6 +7,7 @@ import msgspec
 from litestar import Router
 from litestar.di import Provide
 
+from tenants.exports import MEDIA_TYPES
 from web.api import people, personal_data, records, reports
 from web.api.access import SkipEmptyParameters, provide_app, provide_key, provide_store
 from web.api.examples import EXAMPLES
@@ -66,4 +67,6 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
             if example := EXAMPLES.get(operation["operationId"]):
                 done = next(answer for status, answer in operation["responses"].items() if status in ("200", "202"))
                 next(iter(done["content"].values()))["example"] = example
+    file = schema["paths"]["/api/v1/apps/{app_token}/export"]["get"]["responses"]["200"]
+    file["content"][MEDIA_TYPES["parquet"]] = {"schema": {"type": "string", "format": "binary"}}
     return schema
