@@ -408,6 +408,9 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
         assert {"app_token", "period", "from", "to", "interval"} <= named
         assert ("params.{field}" in named) == (name != "traffic")
         assert all(parameter["description"] for parameter in operation["parameters"])
+        for parameter in operation["parameters"]:
+            # Sent as it is, a name with a brace would ask for another field.
+            assert ("{" in parameter["name"]) == (parameter["schema"].get("type") == "object")
         assert f'id="{name}"' in page
     person = "people/{person_id}"
     for name, tail in (

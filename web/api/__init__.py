@@ -64,6 +64,11 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
             for status, description in sorted(problems.items()):
                 content = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
                 operation["responses"][status] = {"description": description, "content": content}
+            for parameter in operation.get("parameters", []):
+                if "{" in parameter["name"]:
+                    # Of names that nobody can list: sent so, an object's names are those in the query.
+                    named = {"type": "object", "additionalProperties": {"type": "string"}}
+                    parameter |= {"style": "form", "explode": True, "schema": named}
             if example := EXAMPLES.get(operation["operationId"]):
                 done = next(answer for status, answer in operation["responses"].items() if status in ("200", "202"))
                 next(iter(done["content"].values()))["example"] = example
