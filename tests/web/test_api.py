@@ -24,6 +24,7 @@ from server.event_store import EventStore
 from tenants import apps, keys
 from tenants.events import _after, event_row, rejection_row
 from tenants.hits import Event, Rejection, decode
+from tenants.reports.sql import COLUMNS
 from tenants.tables import App, Tenant
 from web.api import people, personal_data, records, reports
 from web.api.examples import EXAMPLES
@@ -411,6 +412,7 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
         for parameter in operation["parameters"]:
             # Sent as it is, a name with a brace would ask for another field.
             assert ("{" in parameter["name"]) == (parameter["schema"].get("type") == "object")
+        assert set(COLUMNS) <= named or name == "traffic"
         assert f'id="{name}"' in page
     person = "people/{person_id}"
     for name, tail in (

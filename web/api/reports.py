@@ -111,6 +111,12 @@ def provide_filters(
     currency: Annotated[  # noqa: ARG001
         list[str] | None, Parameter(description=f"Only revenue in this currency, an ISO 4217 code. {_ANY}")
     ] = None,
+    event_id: Annotated[  # noqa: ARG001
+        list[str] | None, Parameter(description=f"Only the event with this id of your own. {_ANY}")
+    ] = None,
+    referrer_host: Annotated[  # noqa: ARG001
+        list[str] | None, Parameter(description=f"Only events of pages on this host, such as shop.example. {_ANY}")
+    ] = None,
     params: Annotated[  # noqa: ARG001
         list[str] | None,
         QueryParameter(
