@@ -26,6 +26,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -52,6 +53,7 @@ from server.routes import Routes
 from tenants import access_tokens, event_ids, people
 from tenants.access_tokens import WaitingToken
 from tenants.deletions import unscoped_last_deletions
+from tenants.erasures import unscoped_kept_since
 from tenants.errors import Unavailable
 from tenants.event_ids import Claim
 from tenants.events import COLUMNS, OUTCOMES, Row, event_row, rejection_row
@@ -787,7 +789,7 @@ class Digester:
             await event_ids.unscoped_purge_event_ids(int((time.time() - _EVENT_ID_DAYS * 86_400) * 1000))
 
     async def _forget_hits(self, state: State) -> None:
-        """Remove the set-aside hits of deleted apps and persons."""
+        """Remove the set-aside hits of deleted apps and persons, and those whose events would be too old to be kept."""
         oldest = state.oldest_hit()
         if oldest is None:
             return
@@ -796,11 +798,14 @@ class Digester:
         # As in _understand: it may be the wrong database.
         first = await _first_issued()
         forgotten, deletions = await unscoped_forgotten(oldest), await unscoped_last_deletions(oldest)
+        kept_since = await unscoped_kept_since(datetime.now(UTC))
 
         def gone(hit: Hit) -> bool:
             route = apps.get(hit.app_id)
             if route is None:
                 return hit.received_at >= first
+            if hit.received_at < kept_since.get(hit.app_id, 0):
+                return True
             try:
                 found = self._decode(CATEGORIES[hit.category], hit.query, route.currency, hit.privacy)
             except Exception:
@@ -814,7 +819,7 @@ class Digester:
             return forgotten.covers(hit.app_id, hit.received_at, hit.visitor_id, *who)
 
         if count := state.forget_hits(gone):
-            log.info("set-aside hits of deleted apps and persons removed", hits=count)
+            log.info("set-aside hits removed: of deleted apps and persons, or too old to be kept", hits=count)
 
 
 async def _first_issued() -> float:

@@ -106,6 +106,12 @@ def kept_since(days: int, now: datetime) -> datetime:
     return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days)
 
 
+async def unscoped_kept_since(now: datetime) -> dict[bytes, int]:
+    """From when on (ms) apps (16 bytes) keep their events, of those that do not keep them for ever."""
+    apps = await App.select(App.id, App.retention_days).where(App.retention_days.is_not_null())
+    return {app["id"].bytes: int(kept_since(app["retention_days"], now).timestamp() * 1000) for app in apps}
+
+
 class TooOld(NamedTuple):
     """Events of before `since`, which an app would not keep any more; of none `first` is 1970."""
 

@@ -704,6 +704,25 @@ async def test_set_aside_hits_of_a_deleted_app_go_and_nobody_elses(shop: Shop, a
     assert shop.store.events() == ["poison"]
 
 
+async def test_set_aside_hits_go_when_their_app_would_not_keep_their_events_any_more(shop: Shop, alice: Tenant) -> None:
+    app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
+    other, _ = await apps.create_app(alice, "Other")
+    theirs = Shop(shop.folder, shop.routes, other.id.bytes)
+    shop.journal("event_token=poison-new")
+    for each in (shop, theirs):
+        each.received_at -= 40 * 86_400_000
+        each.journal("event_token=poison")
+    await shop.digest(poisoned)
+    assert len(shop.aside()) == 3
+    await apps.change_app(app, retention_days=30)
+    async with shop.digesting():
+        await until(lambda: len(shop.aside()) == 2)
+        assert shop.retry() == 2
+        await until(lambda: not shop.aside())
+    stored = {(row[0], row[4]) for row in shop.store.tables["events"]}
+    assert stored == {(app.id.int, "poison-new"), (other.id.int, "poison")}
+
+
 async def test_hits_of_a_deleted_person_are_dropped_and_count_for_nothing(shop: Shop, alice: Tenant) -> None:
     app = await apps.find_app(alice, str(UUID(bytes=shop.app_id)))
     ann = quote('{"email":"ann@example.org"}')
