@@ -31,7 +31,10 @@ class Credentials(NamedTuple):
 
 
 async def connect(app: App, key: SecretKey, facebook_app_id: str, secret: str) -> None:
-    """Keep the id and, unless it is empty, the secret, which nobody sees again. Raises InvalidValue."""
+    """Keep the id and, unless it is empty, the secret, which nobody sees again. Raises InvalidValue.
+
+    Empty leaves the one there is, if it can be read.
+    """
     facebook_app_id, secret = facebook_app_id.strip(), secret.strip()
     if not _NUMBER.fullmatch(facebook_app_id):
         raise InvalidValue("facebook_app_id", "An app ID is a number of up to 20 digits.")
@@ -42,7 +45,7 @@ async def connect(app: App, key: SecretKey, facebook_app_id: str, secret: str) -
         if not await App.exists().where(App.id == app.id):
             raise NotFound
         kept = await FacebookApp.objects().where(FacebookApp.app == app.id).first()
-        if sealed is None and kept is None:
+        if sealed is None and (kept is None or key.try_decrypt(kept.sealed_secret, _place(app.id)) is None):
             raise InvalidValue("facebook_secret", "Enter the app secret, too.")
         if sealed is None and kept is not None and kept.facebook_app_id != facebook_app_id:
             raise InvalidValue("facebook_secret", "Another app has another secret: enter it, too.")

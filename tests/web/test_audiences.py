@@ -73,6 +73,21 @@ async def test_what_is_no_facebook_app_is_refused(
     assert not await FacebookApp.exists()
 
 
+async def test_a_secret_that_another_key_hides_is_asked_for_again(member: httpx.AsyncClient, shop: App) -> None:
+    await facebook.connect(shop, facebook_key("another secret of 32 characters or more"), "4711", SECRET)
+    page = await member.get(f"/apps/{shop.id}/settings")
+    assert "4711" in page.text
+    assert ">connected<" not in page.text
+    assert "the server has another secret key: enter it again" in page.text
+    assert "Leave it empty" not in page.text
+    reply = await save(member, shop, facebook_app_id="4711", facebook_secret="")
+    assert reply.status_code == 422
+    assert "Enter the app secret, too." in reply.text
+    await save(member, shop, facebook_app_id="4711", facebook_secret=SECRET)
+    assert await facebook.credentials(shop.id, KEY) == ("4711", SECRET)
+    assert ">connected<" in (await member.get(f"/apps/{shop.id}/settings")).text
+
+
 async def test_another_app_needs_its_own_secret(member: httpx.AsyncClient, shop: App) -> None:
     await save(member, shop, facebook_app_id="4711", facebook_secret=SECRET)
     reply = await save(member, shop, facebook_app_id="4712", facebook_secret="")

@@ -146,7 +146,7 @@ async def settings_of(
         overlap=_OVERLAP,
         deletions=await list_deletions(app),
         errors={error.field: str(error)} if error else {},
-        facebook=await connection(app, now, facebook_app_id),
+        facebook=await connection(app, request.app.state.facebook_key, now, facebook_app_id),
         shown=shown_again(form, error) if form is not None else urlencode(kept),
         **_choices(_typed(form) if form is not None else kept),
     )
