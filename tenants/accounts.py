@@ -207,6 +207,9 @@ async def log_in(email: str, password: str, *, address: str, now: datetime, brow
     `browser` is the id of one in which this mailbox's password was right before. Raises TooManyTries, for unknown
     mailboxes too, before the password is looked at.
     """
+    with contextlib.suppress(InvalidValue):
+        # All spellings of a mailbox share its tries: of a domain there are any number.
+        email = clean_email(email)
     await tries.begin_login(email, address, now, browser)
     user = await authenticate(email, password, address)
     if user is not None:
