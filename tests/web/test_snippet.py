@@ -19,6 +19,7 @@ from tenants.events import event_row
 from tenants.hits import Event, decode
 from tenants.tables import App, Tenant
 from tenants.targets import TARGETS
+from web.guards import MOST_PARAMETERS
 from web.pages.snippet import TARGET_NAMES, WHERE_TO, address_of, read_form
 
 HTMX = {"HX-Request": "true"}
@@ -147,6 +148,15 @@ async def test_what_typing_changes_is_put_in_beside_what_is_typed(owner: httpx.A
     assert "HX-Retarget" not in reply.headers
     replaced = urlsplit(reply.headers["HX-Replace-Url"])
     assert dict(parse_qsl(replaced.query))["name"] == "$a"
+
+
+async def test_more_values_than_a_form_can_send_stay_json(owner: httpx.AsyncClient, shop: App) -> None:
+    values = {f"n{number}": 1 for number in range(340)}
+    asked = path(shop, event_token="t", **{"as": "json", "to": "rows"}, json=json.dumps(values), encoding="url")
+    page = Page((await owner.get(asked)).text)
+    sent = dict(page.fields)
+    assert (json.loads(sent["json"]), "name" in sent) == (values, False)
+    assert len(page.fields) < MOST_PARAMETERS
 
 
 async def test_of_a_long_form_no_answer_has_a_head_that_proxies_refuse(

@@ -151,7 +151,7 @@ def changed(form: Form, pairs: Pairs, snippet: Snippet) -> Form | None:
         return _with_tag(form, tag, snippet) if tag else form
     if (view := pressed.get("to")) in ("rows", "json"):
         values = snippet.values
-        if values is None or view == draft.view:
+        if values is None or view == draft.view or len(values) > _MAX_ROWS:
             return Form(draft, form.token, "json" if draft.view == "json" else "to-json")
         if view == "json":
             draft = msgspec.structs.replace(draft, view="json", json=write_json(values), rows=())
