@@ -204,7 +204,7 @@ def _problem(
     request = cast("AnyRequest", request)
     template = "_error.html" if is_htmx(request) else "error.html"
     # Where trying again helps, nobody has to type it again.
-    sent = sent_again(request) if status in (401, 429, 503) else []
+    sent = sent_again(request) if status in (401, 409, 429, 503) else []
     secret = secrets_again(request) if sent else {}
     response = render_now(
         request,

@@ -230,7 +230,7 @@ async def provide_viewer(request: AnyRequest) -> Me:
     if request.method == "POST" and request.query_params.get("account", str(me.tenant.id)) != str(me.tenant.id):
         raise OtherAccount(
             f"You see {me.tenant.name} since another tab switched to it, and this form was another account's. "
-            "Nothing was changed. Switch back at Account, or begin anew."
+            "Nothing was changed. Switch back at Account, in a new tab to keep what you typed here."
         )
     return me
 

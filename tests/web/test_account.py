@@ -129,6 +129,9 @@ async def test_a_form_of_another_account_than_is_shown_by_now_changes_nothing(
         reply = await owner.post(action, data=typed)
         assert reply.status_code == 409, action
         assert "You see Bob since another tab switched to it" in reply.text
+        # Once it was switched back.
+        assert f'<form method="post" action="{action}"' in reply.text
+        assert 'type="hidden" name="name" value="Changed"' in reply.text
     assert await list_apps(bob) == []
     assert await keys.list_keys(bob, datetime.now(UTC)) == []
     assert len(await members.list_members(bob)) == 2
