@@ -1,5 +1,6 @@
 """What somebody sent with a form."""
 
+import unicodedata
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlencode
 
@@ -15,8 +16,13 @@ def text(form: FormMultiDict, name: str) -> str:
 
 
 def is_name(typed: str, name: str) -> bool:
-    """Whether somebody typed the name that a page asked for; a browser shows several spaces as one."""
-    return typed.split() == name.split()
+    """Whether somebody typed the name that a page asked for, as it looks: several spaces are one, é is one or two."""
+    return _as_seen(typed) == _as_seen(name)
+
+
+def _as_seen(text: str) -> list[str]:
+    # No name is longer, and composing takes quadratic time.
+    return unicodedata.normalize("NFC", text[:1_000]).split()
 
 
 class Clash(InvalidValue):
