@@ -72,6 +72,7 @@ class TokenResolver:
     async def work(self, now_ms: int) -> bool:
         """Resolve some tokens and tell some persons; whether there was anything to do."""
         if time.monotonic() - self._purged > _PURGE_SECONDS or not self._purged:
+            await access_tokens.unscoped_put_right(now_ms)
             # Those of an app that Graph wants to rest, too.
             await access_tokens.unscoped_give_up_old(now_ms)
             await access_tokens.unscoped_purge(now_ms)

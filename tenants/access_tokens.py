@@ -30,6 +30,11 @@ _AGAIN_MS = 86_400_000
 # Longer than all that is done with what was taken, calls that time out included.
 LEASE_MS = 120_000
 
+# Of a day Graph says itself, and half as much again.
+_LONGEST_PAUSE_MS = 2 * 86_400_000
+# Clocks of machines differ by less.
+_SKEW_MS = 300_000
+
 # Rows removed in a transaction, after which others get their turn to write.
 _PURGE_ROWS = 10_000
 # Values a statement; SQLite takes 32,766.
@@ -359,6 +364,19 @@ async def _senders_due(tokens: list[bytes], now_ms: int) -> None:
     await TokenSender.update({TokenSender.due_at: now_ms}).where(
         TokenSender.token.is_in(tokens), TokenSender.told.eq(False)
     )
+
+
+async def unscoped_put_right(now_ms: int) -> None:
+    """Have begin now what a clock that was ahead put off: it would be asked about, and given up, only then."""
+    for column, longest in (
+        (AccessToken.received_at, 0),
+        (AccessToken.due_at, TOKEN_MS),
+        (TokenSender.received_at, 0),
+        (TokenSender.due_at, LEASE_MS),
+        (GraphPause.until, _LONGEST_PAUSE_MS),
+    ):
+        table = column._meta.table
+        await table.update({column: now_ms}).where(column > now_ms + longest + _SKEW_MS)
 
 
 async def unscoped_give_up_old(now_ms: int) -> None:

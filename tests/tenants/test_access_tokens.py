@@ -27,8 +27,10 @@ from tenants.access_tokens import (
     retry_now,
     take,
     told,
+    unscoped_give_up_old,
     unscoped_next_app,
     unscoped_purge,
+    unscoped_put_right,
     unscoped_take_senders,
     waiting,
 )
@@ -293,6 +295,21 @@ async def test_what_is_done_with_is_forgotten_after_ninety_days(database: Databa
     tokens, told_of = await rows()
     assert [row["state"] for row in tokens] == ["waiting"]
     assert len(told_of) == 1
+
+
+async def test_tokens_that_came_while_a_clock_was_ahead_are_asked_about_and_given_up(database: Database) -> None:
+    ahead = NOW + 400 * 86_400_000
+    await keep(KEY, [sent("T", 1, at=ahead)], ahead)
+    await keep(KEY, [sent("Taken", 2, at=NOW)], NOW)
+    assert len(await take(SHOP, KEY, ahead, 10)) == 2
+    await pause(SHOP, ahead, 4)
+    later = NOW + 3_600_000
+    await unscoped_put_right(later)
+    assert await unscoped_next_app(UUID(int=0), later) == SHOP
+    assert {each.token for each in await take(SHOP, KEY, later, 10)} == {"T", "Taken"}
+    await unscoped_give_up_old(later + TOKEN_MS)
+    assert {row["sealed"] for row in await AccessToken.select()} == {None}
+    assert len(await senders(later + TOKEN_MS)) == 2
 
 
 async def test_a_large_batch_is_kept_whole(database: Database) -> None:
