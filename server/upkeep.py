@@ -21,7 +21,7 @@ from tenants.errors import Unavailable
 from tenants.forgotten import unscoped_purge_forgotten
 from tenants.members import unscoped_purge_invitations
 from tenants.people import unscoped_forget_sections
-from tenants.rewriting import unscoped_collect, unscoped_reattribute, unscoped_rewrite
+from tenants.rewriting import unscoped_collect, unscoped_put_right, unscoped_reattribute, unscoped_rewrite
 from tenants.sessions import unscoped_purge_sessions
 
 log = structlog.get_logger()
@@ -89,6 +89,7 @@ async def keep_up(store: EventStore, journal_dir: Path, failing: dict[str, float
             done &= await attempt("forgetting who was deleted", unscoped_purge_forgotten(now))
             done &= await attempt("forgetting ended sessions", unscoped_purge_sessions(now))
             done &= await attempt("forgetting ended invitations", unscoped_purge_invitations(now))
+            done &= await attempt("putting times right", unscoped_put_right(now))
             expire_at = time.monotonic() + (_EXPIRE_SECONDS if done else _AGAIN_SECONDS)
         if now.date() != expired_on and time.monotonic() >= people_at:
             # Whose events only begin to go is looked at tomorrow. It asks about everybody: not again at once.

@@ -24,6 +24,7 @@ STEPS = {
     "unscoped_purge_forgotten": "forgetting who was deleted",
     "unscoped_purge_sessions": "forgetting ended sessions",
     "unscoped_purge_invitations": "forgetting ended invitations",
+    "unscoped_put_right": "putting times right",
     "unscoped_expire_people": "expiring people",
 }
 

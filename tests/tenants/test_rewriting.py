@@ -20,7 +20,13 @@ from tenants.identities import Sighting
 from tenants.people import identify, learn, told, unscoped_untold
 from tenants.person_exports import export_person
 from tenants.reports.people import properties
-from tenants.rewriting import property_version, unscoped_collect, unscoped_reattribute, unscoped_rewrite
+from tenants.rewriting import (
+    property_version,
+    unscoped_collect,
+    unscoped_put_right,
+    unscoped_reattribute,
+    unscoped_rewrite,
+)
 from tenants.tables import App, Person, Reattribution
 
 NOW = int(time.time() * 1000)
@@ -139,6 +145,17 @@ async def test_what_a_visitor_did_before_is_collected(site: Site) -> None:
     await unscoped_collect(site.store, later(16))
     assert await site.to_do() == 0
     assert await site.properties() == {ann: everything}
+
+
+async def test_what_was_found_out_while_a_clock_was_ahead_is_done_all_the_same(site: Site) -> None:
+    await site.hit(A, '{"source":"ads"}')
+    await site.hit(A, '{"email":"ann@example.org"}')
+    await Person.update({Person.found_at: NOW + 400 * 86_400_000}).where(Person.key == site.app.bytes + A)
+    await unscoped_collect(site.store, later(60))
+    assert await site.properties() == {}
+    await unscoped_put_right(later(0))
+    await settled(site)
+    assert await site.properties() == {UUID(bytes=A): {"source": '"ads"'}}
 
 
 async def test_what_is_stored_late_is_collected_before_it_is_rewritten(site: Site) -> None:
