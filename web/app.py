@@ -135,15 +135,15 @@ class _ReferencePage(OpenAPIRenderPlugin):
 
     def __init__(self) -> None:
         super().__init__(path="/")
-        self._made: dict[bool, bytes] = {}
+        self._made: dict[tuple[bool, bool], bytes] = {}
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         context = common(cast("AnyRequest", request)) | {"notice": None, "indented": _indented}
-        inside = bool(context["inside"])
-        if inside not in self._made:
+        kind = bool(context["inside"]), bool(context["signup"])
+        if kind not in self._made:
             page = templates.get_template("api_reference.html")
-            self._made[inside] = page.render(context, schema=described(openapi_schema)).encode()
-        return self._made[inside]
+            self._made[kind] = page.render(context, schema=described(openapi_schema)).encode()
+        return self._made[kind]
 
 
 def _indented(example: Any) -> str:
