@@ -15,7 +15,7 @@ from tenants.errors import InvalidValue
 from tenants.hits import Category, Event, Rejection
 from tenants.reports.filters import Filters
 from tenants.reports.period import Period
-from tenants.reports.sql import PERSON_ID, within
+from tenants.reports.sql import PERSON_ID, seconds, within
 from tenants.tables import App
 
 # (column, type) of each table as inserted; the tables are made by migrations/events.
@@ -214,11 +214,19 @@ async def _newest(
     columns: Sequence[str],
     where: str,
     values: dict[str, Any],
+    period: Period | None,
     limit: int,
     cursor: str | None,
     newer: bool = False,
 ) -> Page:
     after, after_values = _after(cursor, newer)
+    if period:
+        where += f" AND {within(period.start, period.end, table)}"
+        if after_values and not newer and after_values["at"] < 1000 * seconds(period.start):
+            # Answered as the last page, it would look as if all had been read.
+            raise InvalidValue(
+                "cursor", "The period is a later one than this cursor's: at midnight they move on, from and to do not."
+            )
     order = "ASC" if newer else "DESC"
     rows = await store.query(
         f"SELECT {', '.join(columns)}, toUnixTimestamp64Milli(received_at) AS at FROM {table} "
@@ -253,11 +261,10 @@ async def recent_events(
 ) -> Page:
     """The app's events as the API shows them; `persons` are the ids that somebody has had, for theirs alone.
 
-    The page of a `cursor` has what is older, or with `newer` what is newer. Raises InvalidValue for a made-up cursor.
+    The page of a `cursor` has what is older, or with `newer` what is newer. Raises InvalidValue for a made-up
+    cursor, or one of an earlier period.
     """
     where, values = filters.sql()
-    if period:
-        where += f" AND {within(period.start, period.end)}"
     if persons:
         where += " AND person_id IN {persons:Array(UUID)}"
         values["persons"] = [str(person) for person in persons]
@@ -272,7 +279,7 @@ async def recent_events(
         f"{PERSON_ID} AS person",
         "warnings",
     )
-    page = await _newest(app, store, "events", columns, where, values, limit, cursor, newer)
+    page = await _newest(app, store, "events", columns, where, values, period, limit, cursor, newer)
     page.rows = [
         {
             "id": row["id"],
@@ -295,10 +302,9 @@ async def recent_events(
 async def recent_rejections(
     app: App, store: Queries, *, period: Period | None = None, limit: int = 100, cursor: str | None = None
 ) -> Page:
-    """The app's rejections as the API shows them. Raises InvalidValue for a made-up cursor."""
+    """The app's rejections as the API shows them. Raises InvalidValue as `recent_events`."""
     columns = ("id", "category", "reason", "detail", "query")
-    where = f" AND {within(period.start, period.end, 'rejections')}" if period else ""
-    page = await _newest(app, store, "rejections", columns, where, {}, limit, cursor)
+    page = await _newest(app, store, "rejections", columns, "", {}, period, limit, cursor)
     page.rows = [
         {
             "id": row["id"],

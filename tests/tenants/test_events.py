@@ -240,6 +240,17 @@ async def test_a_made_up_cursor_is_refused(event_store: EventStore, cursor: str)
         await recent_events(app(), event_store, cursor=cursor)
 
 
+async def test_a_page_asked_for_after_midnight_is_not_a_last_one(event_store: EventStore) -> None:
+    shop = app()
+    await insert(event_store, *(row(shop, b"event_token=e", number) for number in range(3)))
+    now = datetime.fromtimestamp(NOW / 1000, UTC) + timedelta(seconds=1)
+    today, tomorrow = (period_of({"period": "7d"}, "UTC", now + timedelta(days=days)) for days in (0, 7))
+    page = await recent_events(shop, event_store, period=today, limit=1)
+    assert len((await recent_events(shop, event_store, period=today, limit=9, cursor=page.next)).rows) == 2
+    with pytest.raises(InvalidValue, match="midnight"):
+        await recent_events(shop, event_store, period=tomorrow, limit=1, cursor=page.next)
+
+
 async def test_an_insert_with_a_known_token_changes_nothing(event_store: EventStore) -> None:
     shop = app()
     rows = [row(shop, b"event_token=e", number)[1] for number in range(3)]

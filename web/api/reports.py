@@ -81,7 +81,12 @@ def provide_period(
 def provide_span(
     app: GivenApp,
     period: Annotated[
-        str | None, Parameter(description=f"{_PERIODS}all that is kept.", schema_extra={"enum": NAMES})
+        str | None,
+        Parameter(
+            description=f"{_PERIODS}all that is kept. A page goes by the time it is asked for: for days that are read "
+            "past midnight give from and to.",
+            schema_extra={"enum": NAMES},
+        ),
     ] = None,
     from_: Annotated[str | None, _FROM] = None,
     to: Annotated[str | None, _TO] = None,
