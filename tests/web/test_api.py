@@ -448,6 +448,7 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     assert [name for name, schema in described.items() if not schema.get("description")] == []
     assert "null" in page
     assert not re.search(r"\bNone\b", json.dumps(described)), "a word of Python's"
+    assert "Default false." in page, "as it is written in an address"
     # It is long: whoever looks for something is led there.
     assert re.findall(r'<li><a href="#(\w+)">', page) == [*(each["operationId"] for each in operations), "schemas"]
     assert "`" not in page
