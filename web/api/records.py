@@ -38,7 +38,11 @@ class Apps(msgspec.Struct):
 
 
 class Event(msgspec.Struct):
-    """A recorded event. `amount` is in minor units of `currency`; both are null on category `event`."""
+    """A recorded event. `amount` is in minor units of `currency`; both are null on category `event`.
+
+    `person_id` is who it is now. Where two turn out to be one person, a copy may have a former id: asked for that,
+    the API answers with the person.
+    """
 
     id: UUID
     received_at: str
@@ -128,8 +132,11 @@ async def export(
 ) -> Stream:
     """Events as a CSV or Parquet file of any size, oldest first, sent while it is read.
 
-    In CSV a text that a spreadsheet would take for a formula has an apostrophe before it. A connection that ends
-    before its last chunk means that the file is not whole.
+    `amount` is in minor units of the currency and `amount_decimal` in its main one, `params` is JSON text, `warnings`
+    are separated by commas; what is not there is empty in CSV and null in Parquet. In CSV a text that a spreadsheet
+    would take for a formula has an apostrophe before it. A connection that ends before its last chunk means that the
+    file is not whole. What was on its way through an outage of ours comes later, with the time it was received at: copy
+    those days once more.
     """
     return await events_file(app, store, during, which, format)
 
