@@ -448,6 +448,9 @@ async def test_the_reference_has_every_report_with_an_example(site: Site) -> Non
     assert [name for name, schema in described.items() if not schema.get("description")] == []
     assert "null" in page
     assert not re.search(r"\bNone\b", json.dumps(described)), "a word of Python's"
+    for name, field in (("Event", "received_at"), ("Person", "last_seen"), ("Receipt", "requested_at")):
+        assert described[name]["properties"][field]["format"] == "date-time"
+    assert described["WholePerson"]["properties"]["known_at"]["oneOf"][0]["format"] == "date-time"
     assert "Default false." in page, "as it is written in an address"
     # It is long: whoever looks for something is led there.
     assert re.findall(r'<li><a href="#(\w+)">', page) == [*(each["operationId"] for each in operations), "schemas"]

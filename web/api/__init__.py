@@ -57,6 +57,11 @@ def described(schema: dict[str, Any]) -> dict[str, Any]:
         if description := components.get(name, {}).get("description"):
             # What Python calls None is null where it is read.
             part["description"] = re.sub(r"\bNone\b", "null", " ".join(description.split()))
+        for field, kind in part["properties"].items():
+            # Made as text, of milliseconds.
+            for each in (kind, *kind.get("oneOf", [])):
+                if field.endswith(("_at", "_seen")) and each.get("type") == "string":
+                    each["format"] = "date-time"
     schema["components"]["schemas"]["Problem"] = _PROBLEM
     for operations in schema["paths"].values():
         for method, operation in operations.items():
