@@ -135,8 +135,8 @@ async def export(
     `amount` is in minor units of the currency and `amount_decimal` in its main one, `params` is JSON text, `warnings`
     are separated by commas; what is not there is empty in CSV and null in Parquet. In CSV a text that a spreadsheet
     would take for a formula has an apostrophe before it. A connection that ends before its last chunk means that the
-    file is not whole. What was on its way through an outage of ours comes later, with the time it was received at: copy
-    those days once more.
+    file is not whole. An account has two on their way at once, more are answered 429. What was on its way through an
+    outage of ours comes later, with the time it was received at: copy those days once more.
     """
     return await events_file(app, store, during, which, format)
 
