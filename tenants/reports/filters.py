@@ -176,10 +176,10 @@ def _value(field: str, value: str) -> str:
     return value
 
 
-def currency_of(code: str) -> str:
-    """A currency's code in upper case. Raises InvalidValue."""
+def currency_of(code: str, parameter: str = "currency") -> str:
+    """A currency's code in upper case. Raises InvalidValue for `parameter`."""
     if code.upper() not in MINOR_UNITS:
-        raise InvalidValue("currency", "A currency is an ISO 4217 code such as EUR.")
+        raise InvalidValue(parameter, "A currency is an ISO 4217 code such as EUR.")
     return code.upper()
 
 

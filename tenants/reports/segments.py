@@ -152,7 +152,7 @@ def segment_of(pairs: Sequence[tuple[str, str]]) -> Segment:
         if kind == _DID:
             condition = did(value, rest if dot else "1", name)
         elif kind == _REVENUE:
-            condition = earned(rest, value, name)
+            condition = earned(currency_of(rest, name), value, name)
         else:
             condition = is_(name, value)
         segment = segment.with_(condition)

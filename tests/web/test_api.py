@@ -289,6 +289,7 @@ REFUSED = [
     ("events", "limit=0", "limit"),
     ("events", "period=year", "period"),
     ("events", "category=x", "category"),
+    ("people", "revenue.EURO=1&currency=EUR", "revenue.EURO"),
     ("rejections", "to=2026-01-01", "from"),
     ("export", "format=xlsx", "format"),
     ("export", "params..a=x", "params..a"),
