@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stored_hits import Shop
 
 from tenants.errors import InvalidValue
+from tenants.reports import funnel as module
 from tenants.reports.filters import Filters, filters_of
 from tenants.reports.funnel import Funnel, Step, Unit, funnel, steps_of, window_of
 
@@ -221,6 +222,38 @@ async def test_beyond_ten_values_are_the_others(shop: Shop) -> None:
     assert found.others is not None
     assert [step.persons for step in found.others] == [3, 3]
     assert counts(found) == [13, 13]
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 10, 11, 14])
+async def test_values_that_a_sample_has_not_count_as_well(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, kinds: int
+) -> None:
+    """Of each quarter of the period one event is looked at first: those are of at most four values."""
+    for person in range(60):
+        # The first of them are the most frequent ones.
+        value = min(person % 20, person % kinds)
+        for hour in (1, 30, 50):
+            shop.hit("view", at(hour, person), person=UUID(int=person + 1), params={"v": value})
+        if person % 3 == 0:
+            shop.hit("buy", at(51), person=UUID(int=person + 1))
+    await shop.store()
+    whole = await ask(shop, VIEW, BUY, by="params.v")
+    monkeypatch.setattr(module, "_SAMPLED", 1)
+    assert await ask(shop, VIEW, BUY, by="params.v") == whole
+    assert len(whole.values) == min(kinds, 10)
+    assert (whole.others is None) == (kinds <= 10)
+    persons = [value.steps[0].persons for value in whole.values]
+    assert persons == sorted(persons, reverse=True)
+    assert sum(persons) + (whole.others[0].persons if whole.others else 0) == counts(whole)[0] == 60
+
+
+async def test_those_of_most_people_come_first(shop: Shop) -> None:
+    for _ in range(5):
+        shop.hit("view", at(1), person=ANN, params={"v": "often"})
+    for person in (BO, CEM):
+        shop.hit("view", at(1), person=person, params={"v": "by many"})
+    await shop.store()
+    assert [value.value for value in (await ask(shop, VIEW, BUY, by="params.v")).values] == ["by many", "often"]
 
 
 async def test_a_funnel_of_nothing(shop: Shop) -> None:
