@@ -225,7 +225,7 @@ async def _newest(
         if after_values and not newer and after_values["at"] < 1000 * seconds(period.start):
             # Answered as the last page, it would look as if all had been read.
             raise InvalidValue(
-                "cursor", "The period is a later one than this cursor's: at midnight they move on, from and to do not."
+                "cursor", "The period has moved on from this cursor, as at midnight. With from and to it stays."
             )
     order = "ASC" if newer else "DESC"
     rows = await store.query(
