@@ -5,6 +5,8 @@ that a hit tells of belongs to the same person already; else `place`, whose chan
 of 16 bytes.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from tenants.identifiers import EMAIL_KIND, FBID_KIND, KINDS, UUID_KIND
@@ -167,6 +169,50 @@ class Persons:
                 return None
             self.visitors[hit.visitor] = key
             self.changed_visitors.add(hit.visitor)
+        return key
+
+    def place_all(self, hits: Iterable[Sighting]) -> list[bytes]:
+        """The person of each hit, empty for an anonymous visitor's; in their order, and none is ever taken back.
+
+        As `place_known` and `place` would, but nearly all are told by two look-ups, and most who become known had no
+        more than a cookie.
+        """
+        visitors, emails, merged = self.visitors, self.owners[EMAIL_KIND], self.merged
+        persons: list[bytes] = []
+        for hit in hits:
+            key, email = visitors.get(hit.visitor), hit.email
+            owner = key if email is None else emails.get(email)
+            plain = hit.uuid is hit.fbid is None and owner == key and owner not in merged
+            if plain and owner is None and email is not None:
+                owner = self._introduce(hit, email)
+                plain = owner is not None
+            if not plain:
+                owner = self.place_known(hit)
+                if owner is None:
+                    owner = self.place(hit).person
+            persons.append(owner or b"")
+        return persons
+
+    def _introduce(self, hit: Sighting, email: str) -> bytes | None:
+        """As `place` for a visitor of whom nothing is known, with an address that is nobody's; None where it is not so.
+
+        Owners of both are known to be nobody.
+        """
+        key = hit.visitor
+        if not self._is_anonymous(key):
+            return None
+        person = self.persons.get(key)
+        if person is None:
+            person = self.persons[key] = Person()
+        person.kinds |= 1 << EMAIL_KIND
+        person.size = 1
+        person.known_at = hit.at
+        if self.may_have_past(hit):
+            self.began_as_visitors.add(key)
+        self.owners[EMAIL_KIND][email] = self.visitors[key] = key
+        self.changed_identifiers.add((EMAIL_KIND, email))
+        self.changed_visitors.add(key)
+        self.changed_persons.add(key)
         return key
 
     def place(self, hit: Sighting) -> Entry:

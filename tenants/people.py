@@ -17,6 +17,7 @@ store has yet to hear of persons (`Person.todo`), is for who keeps up the store:
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -54,7 +55,7 @@ _REMEMBERED = 300_000
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_entries = msgspec.msgpack.Decoder(list[Entry]).decode
-_PLACE = attrgetter("at", "hit_id")
+_ID, _PLACE = attrgetter("hit_id"), attrgetter("at", "hit_id")
 
 
 class Memory:
@@ -111,10 +112,12 @@ async def identify(
         # Nobody can be deleted between here and the end of the transaction.
         forgotten = await unscoped_forgotten(min(hit.at for hit in hits))
         kept = [hit for hit in hits if not _is_forgotten(hit, forgotten)] if forgotten else hits
-        placed, newest = await _place_all(kept, apps, in_order, now_ms)
-        persons = [placed.get(hit.hit_id, b"") for hit in hits]
+        persons, newest = await _place_all(kept, apps, in_order, now_ms)
+        if kept is not hits:
+            placed = dict(zip(map(_ID, kept), persons, strict=True))
+            persons = [placed.get(hit.hit_id, b"") for hit in hits]
         if journal:
-            pairs = b"".join([hit.hit_id + person for hit, person in zip(hits, persons, strict=True) if person])
+            pairs = b"".join(chain.from_iterable(compress(zip(map(_ID, hits), persons, strict=True), persons)))
             columns = ("journal", "batch", "persons", "identified_at")
             await bulk.put(IdentifiedBatch, columns, [(journal, batch, pairs, now_ms)])
         revisions = {app: revision + 1 for app, (_, revision) in clocks.items()}
@@ -235,11 +238,11 @@ async def lock_clocks(apps: set[bytes]) -> dict[bytes, tuple[int, int]]:
 
 
 async def _place_all(
-    hits: Sequence[Sighting], apps: dict[bytes, Persons], in_order: bool, now_ms: int
-) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
-    """Each hit's person by hit id, empty for an anonymous visitor's; and when the newest hit of each app came."""
+    hits: list[Sighting], apps: dict[bytes, Persons], in_order: bool, now_ms: int
+) -> tuple[list[bytes], dict[bytes, int]]:
+    """Each hit's person, empty for an anonymous visitor's; and when the newest hit of each app came."""
     # Ids begin with when the hit came.
-    placing = sorted(hits, key=attrgetter("hit_id"))
+    placing = sorted(hits, key=_ID)
     newest = {app: known.newest for app, known in apps.items()}
     of_app = _of_app(placing)
     if any(of_one[0].at < newest[app] - WINDOW_MS for app, of_one in of_app.items()):
@@ -264,6 +267,14 @@ async def _place_all(
     moving: dict[bytes, Entry] = {}
     for known in apps.values():
         known.keep = not in_order
+    if in_order and not undone:
+        persons = [person for app, of_one in of_app.items() for person in apps[app].place_all(of_one)]
+        of_all = list(chain.from_iterable(of_app.values()))
+        if of_all != hits:
+            placed = dict(zip(map(_ID, of_all), persons, strict=True))
+            persons = [placed[hit.hit_id] for hit in hits]
+        await _write_sections(sections, newest)
+        return persons, newest
     for hit in placing:
         known = apps[hit.app]
         key = known.place_known(hit)
@@ -305,7 +316,7 @@ async def _place_all(
         tables.TokenSender, "UPDATE token_sender SET person = ? WHERE person = ? AND hit_id = ?", sorted(whose)
     )
     await _write_sections(sections, newest)
-    return placed, newest
+    return [placed[hit.hit_id] for hit in hits], newest
 
 
 def _last(hit: Sighting, newest: int) -> Sighting:
