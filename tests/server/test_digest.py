@@ -434,11 +434,21 @@ async def test_a_batch_is_read_ahead_while_the_one_before_it_is_stored(
         seen.append(query.decode())
         return decode(category, query, currency, private)
 
-    known: list[int] = []
-    shop.store.after = lambda table: known.append(len(seen)) if table == "traffic" else None
+    stored: list[int] = []
+    done: list[int] = []
+    shop.store.after = lambda table: stored.append(len(seen)) if table == "traffic" else None
+
+    class Counting(Heard):
+        async def progressed(self, figures: DigestFigures) -> None:
+            await super().progressed(figures)
+            if figures.batches > len(done):
+                done.append(len(seen))
+
+    shop.heard = Counting()
     shop.segment(*[[shop.hit(f"event_token={frame}-{n}") for n in range(2)] for frame in range(3)])
     await shop.digest(watched)
-    assert known == [4, 6, 6], "when a batch was stored the next one was understood"
+    assert stored == [2, 4, 6], "a store that is quick does not wait for the next one to be read"
+    assert done == [4, 6, 6], "when a batch was done the next one was understood"
     assert len(seen) == len(set(seen)) == 6, "each hit once"
     assert shop.store.traffic() == {"recorded": 6}
 
