@@ -419,10 +419,11 @@ def _kept_list(values: list[object], level: int, lists: int, warnings: set[str])
 # --- Special fields
 
 SPECIAL_FIELDS = frozenset({"email", "uuid", "fbid", "access_token"})
+_ABSENT = object()  # JSON's null is None
 
 # One run of characters for each part, none of which can hold the separator that follows it: no backtracking.
-_ADDRESS_PART = r"[^\s@.,;:<>()\[\]\"\\\x00-\x1f\x7f-\x9f]+"
-_EMAIL = re.compile(rf"[^\s@,;:<>()\[\]\"\\\x00-\x1f\x7f-\x9f]+@{_ADDRESS_PART}(?:\.{_ADDRESS_PART})+")
+_ADDRESS_PART = r"[^\s@.,;:<>()\[\]\"\\\x00-\x1f\x7f-\x9f]++"
+_EMAIL = re.compile(rf"[^\s@,;:<>()\[\]\"\\\x00-\x1f\x7f-\x9f]++@{_ADDRESS_PART}(?:\.{_ADDRESS_PART})++")
 _FBID = re.compile(r"[0-9]{1,20}")
 # What stands where an id should when there was none: a merge tag, or how a program writes nothing. It is nobody's own,
 # and all who come with it would become one person for good.
@@ -433,29 +434,32 @@ def _special(
     fields: dict[str, Any], privacy: bool, warnings: set[str]
 ) -> tuple[str | None, str | None, str | None, str | None]:
     """Take email, uuid, fbid and access_token out of `fields`; each is None where absent or wrong."""
-    taken = {name: fields.pop(name) for name in SPECIAL_FIELDS if name in fields}
+    sent_email = fields.pop("email", _ABSENT)
+    sent_uuid = fields.pop("uuid", _ABSENT)
+    sent_fbid = fields.pop("fbid", _ABSENT)
+    sent_token = fields.pop("access_token", _ABSENT)
     if privacy:
         warnings.add("privacy_signal")
         return None, None, None, None
 
     email = uuid = fbid = access_token = None
-    if "email" in taken:
-        email = _stripped(taken["email"]).lower()
+    if sent_email is not _ABSENT:
+        email = _stripped(sent_email).lower()
         if len(email) > MAX_EMAIL or _EMAIL.fullmatch(email) is None:
             email = None
             warnings.add("invalid_email")
-    if "uuid" in taken:
-        uuid = _identifier(taken["uuid"])
+    if sent_uuid is not _ABSENT:
+        uuid = _identifier(sent_uuid)
         if not 1 <= len(uuid) <= MAX_UUID or _CONTROL.search(uuid) or _NOT_FILLED_IN.fullmatch(uuid):
             uuid = None
             warnings.add("invalid_uuid")
-    if "fbid" in taken:
-        fbid = _identifier(taken["fbid"])
+    if sent_fbid is not _ABSENT:
+        fbid = _identifier(sent_fbid)
         if _FBID.fullmatch(fbid) is None or not fbid.strip("0"):
             fbid = None
             warnings.add("invalid_fbid")
-    if "access_token" in taken:
-        access_token = _stripped(taken["access_token"]) or None
+    if sent_token is not _ABSENT:
+        access_token = _stripped(sent_token) or None
     return email, uuid, fbid, access_token
 
 
