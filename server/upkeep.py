@@ -33,6 +33,8 @@ _EXPIRE_SECONDS = 3600.0
 _AGAIN_SECONDS = 300.0
 # Each time the persons of all events of a month are written again.
 _REWRITE_SECONDS = 300.0
+# Collecting looks through all events of an app, also for one who just became known: how much of the time it may take.
+_COLLECTING_SHARE = 0.1
 # What a restart needs the machine for comes first.
 _FIRST_SECONDS = 60.0
 # Other machines' digests have stored what came before, or asked again who was deleted meanwhile.
@@ -59,13 +61,16 @@ async def keep_up(store: EventStore, journal_dir: Path, failing: dict[str, float
         return True
 
     forget_at = expire_at = people_at = rewrite_at = time.monotonic() + _FIRST_SECONDS
+    collect_at = 0.0
     asked: datetime | None = None
     expired_on: date | None = None
     while True:
         await asyncio.sleep(_ROUND_SECONDS)
         now = datetime.now(UTC)
         await attempt("erasing deleted apps", _erase_apps(store, now))
-        await attempt("collecting properties", unscoped_collect(store, now))
+        if (began := time.monotonic()) >= collect_at:
+            await attempt("collecting properties", unscoped_collect(store, now))
+            collect_at = began + (time.monotonic() - began) / _COLLECTING_SHARE
         await attempt("moving events", unscoped_reattribute(store, now))
         await attempt("forgetting the order of hits", unscoped_forget_sections(now))
         if time.monotonic() >= rewrite_at and await attempt("rewriting persons", unscoped_rewrite(store, now)):
