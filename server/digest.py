@@ -843,7 +843,8 @@ async def _first_issued() -> float:
 
 def _is_large(batch: Batch) -> bool:
     """Whether there is likely to be more."""
-    return len(batch.hits) >= _BATCH_HITS // 2
+    size = sum(end - start for _, start, end in batch.ranges)
+    return len(batch.hits) >= _BATCH_HITS // 2 or size >= _BATCH_BYTES // 2
 
 
 def _try_lock(fd: int) -> bool:

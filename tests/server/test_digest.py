@@ -424,10 +424,11 @@ async def test_batches_are_cut_and_all_are_digested(shop: Shop, monkeypatch: pyt
     assert digester.figures.batches == 5
 
 
+@pytest.mark.parametrize(("limit", "most"), [("_BATCH_HITS", 2), ("_BATCH_BYTES", 100)])
 async def test_a_batch_is_read_ahead_while_the_one_before_it_is_stored(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH_HITS", 2)
+    monkeypatch.setattr(module, limit, most)
     seen: list[str] = []
 
     def watched(category: Category, query: bytes, currency: str, private: bool) -> Event | Rejection:
