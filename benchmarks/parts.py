@@ -407,11 +407,9 @@ def _digested(bench: Bench, carrying: Carrying) -> Digested:
     # One more: the hit that found out whether the server answers.
     counted = {"recorded": metrics[_RECORDED], "rows stored": stored_rows, "ids stored": stored_ids}
     bench.check(what, hits + 1, 0, counted)
-    # From the first batch on: the start is a figure of its own.
-    worked = [sample for sample in samples if sample[1] > 0]
-    (began, first), (ended, last) = worked[0], worked[-1]
+    (began, first), (ended, last) = samples[0], samples[-1]
     if ended == began:
-        raise Failed(f"{what}: all was digested between two looks; the journal is too short")
+        raise Failed(f"{what}: all was digested before the first look; the journal is too short")
     return Digested((last - first) / (ended - began), empty, most_rss)
 
 
