@@ -632,11 +632,10 @@ class Digester:
             revision, found = self._routes.revision, understand(batch.hits, self._routes.by_app, self._decode)
         if found.unknown:
             # A hit accepted by another process may be of an app made since this one last looked.
-            await self._routes.refresh()
+            first = await self._refresh_routes()
             if revision != self._routes.revision:
                 found = understand(batch.hits, self._routes.by_app, self._decode)
             if found.unknown:
-                first = await _first_issued()
                 # A segment begins with a hit of some app, so this is another database, or one that was begun anew.
                 if first == math.inf or any(int(segment.partition("-")[0]) < first for segment, *_ in batch.ranges):
                     raise Unavailable(
@@ -644,6 +643,13 @@ class Digester:
                     )
                 log.info("hits of deleted apps dropped", apps=len(found.unknown))
         return found
+
+    async def _refresh_routes(self) -> float:
+        """When the first token was issued of the database that they were read from, in ms; never is infinite."""
+        before = await _first_issued()
+        await self._routes.refresh()
+        # It may have come back, or gone, just then: of two databases the one that began later says less.
+        return max(before, await _first_issued())
 
     def _next_batch(self, state: State) -> Batch | None:
         """The batch that was begun before, or a new one, remembered on disk before it is returned."""
@@ -806,10 +812,9 @@ class Digester:
         oldest = state.oldest_hit()
         if oldest is None:
             return
-        await self._routes.refresh()
-        apps = self._routes.by_app
         # As in _understand: it may be the wrong database.
-        first = await _first_issued()
+        first = await self._refresh_routes()
+        apps = self._routes.by_app
         forgotten, deletions = await unscoped_forgotten(oldest), await unscoped_last_deletions(oldest)
         kept_since = await unscoped_kept_since(datetime.now(UTC))
 

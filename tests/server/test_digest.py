@@ -979,6 +979,28 @@ async def test_an_emptied_control_database_makes_hits_wait(shop: Shop, alice: Te
     assert shop.store.events() == ["a"]
 
 
+async def test_a_control_database_that_comes_back_while_it_is_read_costs_no_hit(
+    shop: Shop, alice: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.journal("event_token=a")
+    tokens = await AppToken.select()
+    await AppToken.delete(force=True)
+    shop.routes.by_app.clear()
+    shop.routes.revision = 0
+    refresh = shop.routes.refresh
+
+    async def refresh_just_before() -> None:
+        await refresh()
+        if tokens:
+            await AppToken.insert(*(AppToken(**tokens.pop()) for _ in range(len(tokens))))
+            shop.routes.revision = 0
+
+    monkeypatch.setattr(shop.routes, "refresh", refresh_just_before)
+    async with shop.digesting():
+        await until(shop.empty)
+    assert shop.store.events() == ["a"]
+
+
 async def test_a_control_database_begun_anew_makes_hits_wait(shop: Shop, alice: Tenant) -> None:
     shop.journal("event_token=poison")
     await shop.digest(poisoned)
