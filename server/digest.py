@@ -645,10 +645,13 @@ class Digester:
         return found
 
     async def _refresh_routes(self) -> float:
-        """When the first token was issued of the database that they were read from, in ms; never is infinite."""
+        """Read them anew; returns when that database's first token was issued, in ms, never is infinite.
+
+        Asked before and after, since another database may take its place just then: the younger of the two counts, as
+        hits older than a database wait, where others may be dropped.
+        """
         before = await _first_issued()
         await self._routes.refresh()
-        # It may have come back, or gone, just then: of two databases the one that began later says less.
         return max(before, await _first_issued())
 
     def _next_batch(self, state: State) -> Batch | None:

@@ -66,3 +66,33 @@ async def test_a_step_that_fails_holds_up_no_other(
     assert list(failing) == [STEPS[broken]]
     told = [(line["what"], line["error"]) for line in logs if line["event"] == "upkeep waits"]
     assert told == [(STEPS[broken], "RuntimeError")], "once, however often it fails"
+
+
+@pytest.mark.parametrize(("share", "often"), [(0.001, False), (1.0, True)])
+async def test_collecting_that_takes_long_is_done_less_often(
+    monkeypatch: pytest.MonkeyPatch, event_store: EventStore, tmp_path: Path, share: float, often: bool
+) -> None:
+    done: Counter[str] = Counter()
+    five_rounds = asyncio.Event()
+
+    def step(name: str) -> Callable[..., object]:
+        async def counted(*arguments: object) -> None:
+            del arguments
+            done[name] += 1
+            if name == "unscoped_collect":
+                await asyncio.sleep(0.1)
+            # The last of a round that is always done.
+            if done["unscoped_newest_pending"] == 5:
+                five_rounds.set()
+
+        return counted
+
+    for name in STEPS:
+        monkeypatch.setattr(upkeep, name, step(name))
+    monkeypatch.setattr(upkeep, "_ROUND_SECONDS", 0.001)
+    monkeypatch.setattr(upkeep, "_COLLECTING_SHARE", share)
+    keeping = asyncio.create_task(upkeep.keep_up(event_store, tmp_path, {}))
+    async with asyncio.timeout(30):
+        await five_rounds.wait()
+    keeping.cancel()
+    assert (done["unscoped_collect"] > 1) is often
